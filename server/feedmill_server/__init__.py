@@ -1,0 +1,1 @@
+"""feedmill's server: turns names of batches into tensors."""

@@ -36,20 +36,20 @@ SHARD_SAMPLES: Final = 2**32 - 1
 OUTSTANDING: Final = 256
 """Requests that one client may have open at one server. `prefetch` defaults to a handful."""
 
-SKIPPED: Final = 32
+SKIPPED: Final = 16
 """Skipped samples reported one by one in a BATCH header; the rest are counted."""
 
-NAME_CHARS: Final = 128
-"""Names of streams, servers and fields."""
+NAME_BYTES: Final = 128
+"""Names of streams, servers and fields; like all text, UTF-8."""
 
-KEY_CHARS: Final = 256
+KEY_BYTES: Final = 200
 """Shard names and sample keys in reports; longer ones are cut in the middle."""
 
-REASON_CHARS: Final = 1024
-"""Reasons in FAIL and REJECT; in a BATCH header each gets `SKIP_REASON_CHARS`."""
+REASON_BYTES: Final = 1024
+"""Reasons in FAIL and REJECT."""
 
-SKIP_REASON_CHARS: Final = 96
-"""Keeps `SKIPPED` reports of shard, key and reason inside `HEADER_BYTES`."""
+SKIP_REASON_BYTES: Final = 96
+"""Reasons in a BATCH header: keeps `SKIPPED` reports of shard, key and reason well inside `HEADER_BYTES`."""
 
 KEYS_BYTES: Final = 64 * 1024 * 1024
 """The sample keys that follow a batch's tensors: 1 KiB for each of `BATCH_SAMPLES`."""

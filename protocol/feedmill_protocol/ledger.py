@@ -1,0 +1,351 @@
+"""The ledger: what was asked of whom, what has come, what is late, whom to ask next.
+
+The client's state machine. It does no I/O and reads no clock: the caller reports what happens, passes `now` (seconds,
+any monotonic origin), sends what `outbox` holds, and calls `tick` at `wake_at`. Rules that bind this file:
+
+* A request is the credit: a server sends nothing that it was not asked for; what it sends besides is an error.
+* A wanted batch is open with at least one server whenever a server is ready and has credit.
+* The first reply wins. A later one for the same name is dropped, and is no error.
+* Oldest first: whatever must be asked again goes before what was never asked.
+"""
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Final, NamedTuple, TypeAlias
+
+from . import limits
+from .errors import (
+    DataError,
+    FeedmillError,
+    ProtocolError,
+    SampleError,
+    ServerUnavailable,
+    ShardError,
+    StreamMismatch,
+)
+from .messages import Batch, Bye, Cancel, Drain, Fail, Get, Hello, Message, Ping, Pong, Reject, Welcome
+
+__all__ = ["Key", "Ledger", "Outgoing", "State"]
+
+Key: TypeAlias = tuple[int, int]
+"""A batch among those of one feed: epoch and number."""
+
+PING_EVERY: Final = 0.5
+"""Seconds between questions to a server. It answers at once, whatever its workers do."""
+
+SILENCE: Final = 2.0
+"""A server that has said nothing for so many seconds is suspect: four unanswered pings."""
+
+ATTEMPTS: Final = 3
+"""A batch that failed so often, wherever it was asked, fails for good."""
+
+
+class State(Enum):
+    """What is known of a server."""
+
+    DOWN = "no connection"
+    GREETING = "connected, but no answer yet"
+    READY = "ready"
+    SUSPECT = "silent"
+    DRAINING = "shutting down"
+
+
+class Outgoing(NamedTuple):
+    """A message to send to a server, and its payload."""
+
+    server: str
+    message: Message
+    payload: bytes = b""
+
+
+@dataclass(slots=True)
+class _Server:
+    state: State = State.DOWN
+    welcome: Welcome | None = None
+    asked: set[Key] = field(default_factory=set)
+    heard: float = 0.0  # when it last said anything
+    spoken: float = 0.0  # when it was last pinged or greeted
+    progress: int = -1  # its own count of finished parts
+
+
+@dataclass(slots=True)
+class _Request:
+    order: int
+    get: Get
+    spans: bytes
+    samples: int
+    asked: dict[str, int] = field(default_factory=dict)  # servers that it is open with, and which attempt that is
+    avoid: set[str] = field(default_factory=set)  # servers that failed it
+    failures: int = 0
+    attempts: int = 0
+
+
+class Ledger:
+    """The requests of one feed at all its servers.
+
+    ``stream`` is the name to ask for ("" for a server's only one). After ``timeout`` seconds in which something was
+    awaited and no server made progress, `tick` raises ServerUnavailable.
+    """
+
+    def __init__(self, stream: str, *, timeout: float, now: float) -> None:
+        self.stream = stream
+        self.timeout = timeout
+        self.outbox: deque[Outgoing] = deque()
+        self.contract: Welcome | None = None
+        """What the first server said of the stream; all others must agree."""
+        self.duplicates = 0
+        self.asked_again = 0
+        self._servers: dict[str, _Server] = {}
+        self._requests: dict[Key, _Request] = {}
+        self._waiting: list[tuple[int, Key]] = []  # a heap: requests open with no server
+        self._count = 0
+        self._progress_at = now
+
+    # What the trainer wants.
+
+    def want(self, get: Get, spans: bytes, samples: int, now: float) -> None:
+        """Ask for a batch, after all that were wanted before."""
+        if not self._requests:
+            self._progress_at = now  # nothing was awaited until now
+        key = (get.epoch, get.batch)
+        self._count += 1
+        self._requests[key] = _Request(self._count, get, spans, samples)
+        heapq.heappush(self._waiting, (self._count, key))
+        self._assign()
+
+    def forget(self, key: Key) -> None:
+        """Drop a batch that is no longer wanted. A reply that is under way will be taken for a duplicate."""
+        if (request := self._requests.pop(key, None)) is None:
+            return
+        for endpoint in request.asked:
+            self._servers[endpoint].asked.discard(key)
+            self.outbox.append(Outgoing(endpoint, Cancel(epoch=key[0], batch=key[1])))
+
+    @property
+    def open(self) -> int:
+        """How many batches are wanted and have not come."""
+        return len(self._requests)
+
+    # What happens to servers.
+
+    def add(self, server: str) -> None:
+        """Learn of a server. Adding one that is known changes nothing."""
+        self._servers.setdefault(server, _Server())
+
+    def remove(self, server: str) -> None:
+        """Forget a server, because its name no longer resolves to it; say goodbye if it is there."""
+        if (known := self._servers.get(server)) is None:
+            return
+        if known.state is not State.DOWN:
+            self.outbox.append(Outgoing(server, Bye()))
+        self._release(server)
+        del self._servers[server]
+        self._assign()
+
+    def connected(self, server: str, now: float) -> None:
+        """Greet over a connection that now stands."""
+        self._release(server)
+        known = self._servers[server]
+        known.state, known.heard, known.progress = State.GREETING, now, -1
+        self._greet(server, now)
+
+    def disconnected(self, server: str) -> None:
+        """Take back all that was asked over a connection that is gone."""
+        self._release(server)
+        self._servers[server].state = State.DOWN
+        self._assign()
+
+    def received(self, server: str, message: Message, now: float) -> bool:
+        """Take a message from a server; return whether its payload is wanted.
+
+        Raises StreamMismatch, ProtocolError, SampleError, ShardError or DataError when this ends the feed.
+        """
+        known = self._servers[server]
+        known.heard = now
+        if known.state is State.SUSPECT:
+            known.state = State.READY
+        match message:
+            case Welcome():
+                return self._welcomed(server, known, message, now)
+            case Batch():
+                return self._arrived(server, known, message, now)
+            case Fail():
+                self._failed(server, known, message)
+            case Pong():
+                if message.progress != known.progress and known.asked:
+                    self._progress_at = now
+                known.progress = message.progress
+            case Drain():
+                known.state = State.DRAINING
+            case Reject():
+                self._rejected(server, known, message, now)
+            case _:
+                raise ProtocolError(f"{server}: {message.type} is no message from a server")
+        self._assign()
+        return False
+
+    # Time.
+
+    def tick(self, now: float) -> None:
+        """Do what is due. Raises ServerUnavailable."""
+        for endpoint, known in self._servers.items():
+            if known.state is State.DOWN:
+                continue
+            if known.state is State.READY and now - known.heard >= SILENCE:
+                known.state = State.SUSPECT
+                self._release(endpoint)
+            if now - known.spoken >= PING_EVERY:
+                if known.state is State.GREETING:
+                    self._greet(endpoint, now)
+                else:
+                    known.spoken = now
+                    self.outbox.append(Outgoing(endpoint, Ping()))
+        self._assign()
+        if self._awaiting and now - self._progress_at >= self.timeout:
+            raise ServerUnavailable(self.timeout, self.describe())
+
+    def wake_at(self, now: float) -> float:
+        """Return when `tick` should next be called."""
+        due = [known.spoken + PING_EVERY for known in self._servers.values() if known.state is not State.DOWN]
+        return min([*due, self._progress_at + self.timeout if self._awaiting else now + PING_EVERY])
+
+    def describe(self) -> dict[str, str]:
+        """Return what is known of each server, in words."""
+        return {endpoint: known.state.value for endpoint, known in self._servers.items()}
+
+    # Within.
+
+    @property
+    def _awaiting(self) -> bool:
+        return bool(self._requests) or self.contract is None
+
+    def _greet(self, server: str, now: float) -> None:
+        self._servers[server].spoken = now
+        catalog = self.contract.catalog if self.contract else ""
+        self.outbox.append(Outgoing(server, Hello(stream=self.stream, catalog=catalog)))
+
+    def _welcomed(self, server: str, known: _Server, welcome: Welcome, now: float) -> bool:
+        if self.contract is None:
+            if not welcome.counts:
+                raise ProtocolError(f"{server}: WELCOME without the catalog that was asked for")
+            self.contract = welcome
+        _agree(self.contract, welcome, server)
+        first = known.welcome is None or known.state is State.GREETING
+        known.welcome = welcome
+        if known.state is State.GREETING:
+            known.state = State.READY
+        self._progress_at = now
+        self._assign()
+        return first and welcome.counts and self.contract is welcome
+
+    def _arrived(self, server: str, known: _Server, batch: Batch, now: float) -> bool:
+        key = (batch.epoch, batch.batch)
+        request = self._requests.get(key)
+        known.asked.discard(key)
+        self._progress_at = now
+        if request is None:
+            self.duplicates += 1
+            self._assign()
+            return False
+        self._check(server, batch, request)
+        del self._requests[key]
+        request.asked.pop(server, None)
+        for other in request.asked:
+            self._servers[other].asked.discard(key)
+            self.outbox.append(Outgoing(other, Cancel(epoch=key[0], batch=key[1])))
+        self._assign()
+        return True
+
+    def _check(self, server: str, batch: Batch, request: _Request) -> None:
+        if self.contract is None:
+            raise ProtocolError(f"{server}: BATCH before WELCOME")
+        rows = request.samples - batch.missing
+        if batch.missing and request.get.on_error == "raise":
+            raise ProtocolError(f"{server}: BATCH lacks {batch.missing} samples, though none may be skipped")
+        expected = tuple(f.rows(rows) for f in self.contract.fields)
+        if batch.tensors != expected:
+            raise ProtocolError(f"{server}: BATCH has tensors {batch.tensors}, where {expected} were announced")
+
+    def _failed(self, server: str, known: _Server, fail: Fail) -> None:
+        key = (fail.epoch, fail.batch)
+        request = self._requests.get(key)
+        if request is None or request.asked.get(server) != fail.attempt:
+            return  # late, like a late BATCH
+        if not fail.retryable:
+            raise _data_error(fail)
+        known.asked.discard(key)
+        request.asked.pop(server, None)
+        request.avoid.add(server)
+        if known.state is not State.DRAINING:
+            request.failures += 1
+        if request.failures >= ATTEMPTS:
+            raise DataError(
+                f"batch {fail.batch} of epoch {fail.epoch} failed {ATTEMPTS} times, last at {server}: {fail.reason}"
+            )
+        self._wait(key, request)
+
+    def _rejected(self, server: str, known: _Server, reject: Reject, now: float) -> None:
+        if reject.code == "limit":
+            self._release(server)
+            known.state, known.spoken = State.GREETING, now  # greeted again after PING_EVERY
+            return
+        error: type[FeedmillError] = StreamMismatch if reject.code in ("stream", "fingerprint") else ProtocolError
+        raise error(f"{server}: {reject.reason}")
+
+    def _release(self, server: str) -> None:
+        """Take back everything that was asked of a server."""
+        known = self._servers[server]
+        for key in known.asked:
+            request = self._requests[key]
+            request.asked.pop(server, None)
+            self._wait(key, request)
+        known.asked.clear()
+
+    def _wait(self, key: Key, request: _Request) -> None:
+        if not request.asked:
+            heapq.heappush(self._waiting, (request.order, key))
+
+    def _assign(self) -> None:
+        """Ask for what waits, oldest first, each of the server that is least busy for its size."""
+        while self._waiting:
+            order, key = self._waiting[0]
+            request = self._requests.get(key)
+            if request is None or request.order != order or request.asked:
+                heapq.heappop(self._waiting)  # it came meanwhile, or was forgotten
+                continue
+            if (server := self._least_busy(request)) is None:
+                return
+            heapq.heappop(self._waiting)
+            self.asked_again += request.attempts > 0
+            request.attempts += 1
+            request.asked[server] = request.attempts
+            self._servers[server].asked.add(key)
+            self.outbox.append(Outgoing(server, replace(request.get, attempt=request.attempts), request.spans))
+
+    def _least_busy(self, request: _Request) -> str | None:
+        ready = [
+            (endpoint in request.avoid, (len(known.asked) + 1) / known.welcome.workers, endpoint)
+            for endpoint, known in self._servers.items()
+            if known.state is State.READY and known.welcome and len(known.asked) < limits.OUTSTANDING
+        ]
+        return min(ready)[2] if ready else None
+
+
+def _agree(contract: Welcome, welcome: Welcome, server: str) -> None:
+    for what in ("catalog", "fingerprint", "fields", "batch_size"):
+        ours, theirs = getattr(contract, what), getattr(welcome, what)
+        if ours != theirs:
+            raise StreamMismatch(
+                f"{server}: stream {welcome.stream!r} has {what} {theirs}, but {contract.server} has {ours}; "
+                "all servers of a stream must serve the same shards with the same pipeline and library versions"
+            )
+
+
+def _data_error(fail: Fail) -> DataError:
+    if fail.key:
+        return SampleError(fail.shard, fail.key, fail.reason)
+    if fail.shard:
+        return ShardError(fail.shard, fail.reason)
+    return DataError(fail.reason)

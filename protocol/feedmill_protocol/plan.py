@@ -1,0 +1,217 @@
+"""The plan: which samples make up which batch, by arithmetic alone.
+
+An epoch is one long sequence of samples. Its shards are shuffled and cut into windows; a shard is cut into runs of
+consecutive samples; inside a window the runs are shuffled. That order depends on the sample counts, seed, epoch,
+`window` and `run`, and on nothing else; it is cut into batches, and the batches are dealt to the ranks in turn.
+Any batch is found without those before it, at the cost of shuffling the window that it lies in.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import limits
+from .errors import UsageError
+from .hashing import Domain, hash64
+from .spans import Spans
+
+__all__ = ["Last", "Plan"]
+
+Last = Literal["keep", "drop", "pad"]
+
+_WINDOWS_KEPT: Final = 4  # a batch touches two windows at most unless windows are smaller than batches
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The runs of a window in shuffled order; `ends[i]` is where run i ends, counted in samples."""
+
+    shards: npt.NDArray[np.uint32]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+
+    def spans(self, begin: int, end: int) -> Spans:
+        first = int(np.searchsorted(self.ends, begin, "right"))
+        last = int(np.searchsorted(self.ends, end, "left"))
+        shards = self.shards[first : last + 1]
+        stops = np.diff(self.ends[first : last + 1], prepend=self.ends[first - 1] if first else 0)
+        starts = self.starts[first : last + 1].copy()
+        stops += starts
+        stops[-1] -= self.ends[last] - end
+        starts[0] += begin - (int(self.ends[first - 1]) if first else 0)
+        return np.stack([shards, starts, stops], axis=1).astype(np.uint32)
+
+
+class _Epoch:
+    """The sequence of samples of one epoch."""
+
+    def __init__(self, plan: "Plan", epoch: int) -> None:
+        self._plan = plan
+        self._epoch = epoch
+        shards = np.arange(len(plan.counts), dtype=np.uint32)
+        if plan.shuffle:
+            shards = shards[np.argsort(hash64(Domain.SHARDS, plan.seed, epoch, shards), kind="stable")]
+        self._shards = shards
+        sizes = np.add.reduceat(plan.counts[shards], np.arange(0, len(shards), plan.window), dtype=np.int64)
+        self._bounds = np.concatenate([[0], np.cumsum(sizes)])
+        self._windows: dict[int, _Window] = {}
+
+    def spans(self, begin: int, end: int) -> Spans:
+        """Return samples begin..end of the sequence."""
+        pieces = []
+        number = int(np.searchsorted(self._bounds, begin, "right")) - 1
+        while begin < end:
+            base, limit = int(self._bounds[number]), int(self._bounds[number + 1])
+            stop = min(end, limit)
+            if begin < stop:
+                pieces.append(self._window(number).spans(begin - base, stop - base))
+            begin, number = stop, number + 1
+        return _merge(np.concatenate(pieces))
+
+    def _window(self, number: int) -> _Window:
+        window = self._windows.pop(number, None) or self._shuffle(number)
+        self._windows[number] = window  # the most recently used is last
+        if len(self._windows) > _WINDOWS_KEPT:
+            del self._windows[next(iter(self._windows))]
+        return window
+
+    def _shuffle(self, number: int) -> _Window:
+        plan = self._plan
+        shards = self._shards[number * plan.window : (number + 1) * plan.window]
+        shards = shards[plan.counts[shards] > 0]
+        counts = plan.counts[shards].astype(np.int64)
+        if not plan.shuffle:
+            return _Window(shards, np.zeros(len(shards), np.int64), np.cumsum(counts))
+        runs = -(-counts // plan.run)
+        owner = np.repeat(np.arange(len(shards)), runs)
+        ordinal = np.arange(runs.sum()) - np.repeat(np.cumsum(runs) - runs, runs)
+        order = np.argsort(hash64(Domain.RUNS, plan.seed, self._epoch, shards[owner], ordinal), kind="stable")
+        owner, starts = owner[order], ordinal[order] * plan.run
+        lengths = np.minimum(plan.run, counts[owner] - starts)
+        return _Window(shards[owner], starts, np.cumsum(lengths))
+
+
+def _merge(spans: Spans) -> Spans:
+    """Join neighbours that continue each other: one name for one batch."""
+    joined = (spans[1:, 0] == spans[:-1, 0]) & (spans[1:, 1] == spans[:-1, 2])
+    first = np.concatenate([[True], ~joined])
+    merged: Spans = spans[first]
+    merged[:, 2] = spans[np.concatenate([~joined, [True]]), 2]
+    return merged
+
+
+class Plan:
+    """The batches of one rank.
+
+    ``counts`` are the samples of each shard. ``window`` is how many shards are shuffled together, ``run`` how many
+    consecutive samples stay together (1 shuffles a window fully; more makes longer reads). ``shuffle=False`` keeps
+    the order of the catalog.
+
+    A round is one batch for every rank. ``last`` says what happens to the samples that do not fill a round: "keep"
+    deals them out evenly in smaller batches, so that every sample comes exactly once; "drop" leaves them out; "pad"
+    fills up with the first samples of the sequence. Every rank has the same number of steps whatever it is.
+
+    Raises UsageError for arguments out of range, and where ``last`` cannot be kept.
+    """
+
+    def __init__(
+        self,
+        counts: npt.ArrayLike,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        window: int = 16,
+        run: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        last: Last = "keep",
+    ) -> None:
+        _require("batch_size", batch_size, 1, limits.BATCH_SAMPLES)
+        _require("seed", seed, 0, limits.INT63)
+        _require("window", window, 1, limits.INT63)
+        _require("run", run, 1, limits.INT63)
+        _require("world_size", world_size, 1, limits.INT63)
+        _require("rank", rank, 0, world_size - 1)
+        if last not in ("keep", "drop", "pad"):
+            raise UsageError(f"last={last!r}: expected 'keep', 'drop' or 'pad'")
+        self.counts: npt.NDArray[np.uint32] = np.asarray(counts, np.uint32)
+        self.samples = int(self.counts.sum(dtype=np.int64))
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.window = min(window, max(1, len(self.counts)))
+        self.run = min(run, limits.SHARD_SAMPLES)
+        self.rank = rank
+        self.world_size = world_size
+        self.last = last
+        if not self.samples:
+            raise UsageError("the stream has no samples")
+        if not len(self):
+            raise UsageError(f"last='drop': {self.samples} samples do not fill one batch of {batch_size} on every rank")
+        self._even = self._even_steps()
+        self._epochs: dict[int, _Epoch] = {}
+
+    def __len__(self) -> int:
+        """Return the number of steps of an epoch, the same on every rank."""
+        whole, rest = divmod(self.samples, self.batch_size * self.world_size)
+        return whole if self.last == "drop" else whole + bool(rest)
+
+    def _even_steps(self) -> int:
+        """Return how many steps have batches of exactly `batch_size`; the rest share what is left evenly.
+
+        When a last round would have less than one sample for every rank, it shares with the round before it.
+        """
+        rest = self.samples % (self.batch_size * self.world_size)
+        if self.last != "keep" or not rest:
+            return len(self)
+        if rest >= self.world_size:
+            return len(self) - 1
+        if len(self) < 2 or self.batch_size < 2:
+            raise UsageError(
+                f"last='keep': {self.samples} samples cannot be dealt to {self.world_size} ranks in equal numbers "
+                f"of batches of 1 to {self.batch_size}; use last='pad' or 'drop', or other batch sizes"
+            )
+        return len(self) - 2
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """Return where this rank's batch of a step begins and ends in the sequence of samples.
+
+        A "pad" batch may end beyond the sequence: it goes on at the start.
+        """
+        if not 0 <= step < len(self):
+            raise UsageError(f"step {step} is not in 0..{len(self) - 1}")
+        if step < self._even:
+            begin = (step * self.world_size + self.rank) * self.batch_size
+            return begin, begin + self.batch_size
+        base = self._even * self.world_size * self.batch_size
+        batches = (len(self) - self._even) * self.world_size
+        number = (step - self._even) * self.world_size + self.rank
+        samples = self.samples - base
+        return base + samples * number // batches, base + samples * (number + 1) // batches
+
+    def batch(self, epoch: int, step: int) -> Spans:
+        """Return the samples of this rank's batch."""
+        begin, end = self.bounds(step)
+        order = self._epoch(epoch)
+        pieces = []
+        while begin < end:
+            stop = min(end, self.samples)
+            pieces.append(order.spans(begin, stop))
+            begin, end = 0, end - stop
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            _require("epoch", epoch, 0, limits.INT63)
+            if len(self._epochs) > 1:  # the current and the next: prefetching crosses the border
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[epoch] = _Epoch(self, epoch)
+        return self._epochs[epoch]
+
+
+def _require(name: str, value: int, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise UsageError(f"{name}={value!r}: expected an integer in {low}..{high}")

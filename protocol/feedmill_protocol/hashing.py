@@ -32,6 +32,8 @@ class Domain(IntEnum):
 def hash64(domain: Domain, *words: Words) -> npt.NDArray[np.uint64]:
     """Hash words, each an integer in 0..2^63-1 or an array of them, to a uint64 array of their broadcast shape.
 
+    Integers alone give an array of one.
+
     ``h = 0; for each word: h = mix((h xor word) + 0x9E3779B97F4A7C15)``, all modulo 2^64.
     """
     h = np.zeros(1, np.uint64)

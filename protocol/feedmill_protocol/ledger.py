@@ -77,9 +77,9 @@ class _Request:
     spans: bytes
     samples: int
     asked: dict[str, int] = field(default_factory=dict)  # servers that it is open with, and which attempt that is
+    tried: dict[int, str] = field(default_factory=dict)  # every attempt ever, and the server that was asked
     avoid: set[str] = field(default_factory=set)  # servers that failed it
     failures: int = 0
-    attempts: int = 0
 
 
 class Ledger:
@@ -101,15 +101,17 @@ class Ledger:
         self._requests: dict[Key, _Request] = {}
         self._waiting: list[tuple[int, Key]] = []  # a heap: requests open with no server
         self._count = 0
+        self._attempts = 0  # of all requests, so that a reply to a forgotten one is not taken for a later one's
         self._progress_at = now
 
     # What the trainer wants.
 
     def want(self, get: Get, spans: bytes, samples: int, now: float) -> None:
-        """Ask for a batch, after all that were wanted before."""
+        """Ask for a batch, after all that were wanted before. Wanting one again replaces the request."""
         if not self._requests:
             self._progress_at = now  # nothing was awaited until now
         key = (get.epoch, get.batch)
+        self.forget(key)
         self._count += 1
         self._requests[key] = _Request(self._count, get, spans, samples)
         heapq.heappush(self._waiting, (self._count, key))
@@ -122,6 +124,7 @@ class Ledger:
         for endpoint in request.asked:
             self._servers[endpoint].asked.discard(key)
             self.outbox.append(Outgoing(endpoint, Cancel(epoch=key[0], batch=key[1])))
+        self._assign()
 
     @property
     def open(self) -> int:
@@ -150,6 +153,7 @@ class Ledger:
         known = self._servers[server]
         known.state, known.heard, known.progress = State.GREETING, now, -1
         self._greet(server, now)
+        self._assign()
 
     def disconnected(self, server: str) -> None:
         """Take back all that was asked over a connection that is gone."""
@@ -178,7 +182,8 @@ class Ledger:
                     self._progress_at = now
                 known.progress = message.progress
             case Drain():
-                known.state = State.DRAINING
+                if known.state is not State.DOWN:  # said before the connection went, heard after
+                    known.state = State.DRAINING
             case Reject():
                 self._rejected(server, known, message, now)
             case _:
@@ -189,21 +194,22 @@ class Ledger:
     # Time.
 
     def tick(self, now: float) -> None:
-        """Do what is due. Raises ServerUnavailable."""
+        """Do what is due, after everything that has arrived was `received`. Raises ServerUnavailable."""
         for endpoint, known in self._servers.items():
             if known.state is State.DOWN:
                 continue
-            if known.state is State.READY and now - known.heard >= SILENCE:
-                known.state = State.SUSPECT
+            if now >= known.heard + SILENCE and known.state in (State.READY, State.DRAINING):
                 self._release(endpoint)
-            if now - known.spoken >= PING_EVERY:
+                if known.state is State.READY:
+                    known.state = State.SUSPECT
+            if now >= known.spoken + PING_EVERY:  # the same sum as in `wake_at`: a difference may round the other way
                 if known.state is State.GREETING:
                     self._greet(endpoint, now)
                 else:
                     known.spoken = now
                     self.outbox.append(Outgoing(endpoint, Ping()))
         self._assign()
-        if self._awaiting and now - self._progress_at >= self.timeout:
+        if self._awaiting and now >= self._progress_at + self.timeout:
             raise ServerUnavailable(self.timeout, self.describe())
 
     def wake_at(self, now: float) -> float:
@@ -227,46 +233,42 @@ class Ledger:
         self.outbox.append(Outgoing(server, Hello(stream=self.stream, catalog=catalog)))
 
     def _welcomed(self, server: str, known: _Server, welcome: Welcome, now: float) -> bool:
+        first = self.contract is None
         if self.contract is None:
             if not welcome.counts:
                 raise ProtocolError(f"{server}: WELCOME without the catalog that was asked for")
+            if welcome.stream != self.stream != "":
+                raise ProtocolError(f"{server}: WELCOME to stream {welcome.stream!r}, not {self.stream!r}")
             self.contract = welcome
         _agree(self.contract, welcome, server)
-        first = known.welcome is None or known.state is State.GREETING
         known.welcome = welcome
         if known.state is State.GREETING:
             known.state = State.READY
         self._progress_at = now
         self._assign()
-        return first and welcome.counts and self.contract is welcome
+        return first
 
     def _arrived(self, server: str, known: _Server, batch: Batch, now: float) -> bool:
+        if self.contract is None:
+            raise ProtocolError(f"{server}: BATCH before WELCOME")
+        if not 1 <= batch.attempt <= self._attempts:
+            raise ProtocolError(f"{server}: BATCH for attempt {batch.attempt}, which was never made")
         key = (batch.epoch, batch.batch)
         request = self._requests.get(key)
-        known.asked.discard(key)
         self._progress_at = now
-        if request is None:
+        if request is None or request.tried.get(batch.attempt) != server:
             self.duplicates += 1
             self._assign()
             return False
-        self._check(server, batch, request)
+        _check(server, self.contract, batch, request)
         del self._requests[key]
+        known.asked.discard(key)
         request.asked.pop(server, None)
         for other in request.asked:
             self._servers[other].asked.discard(key)
             self.outbox.append(Outgoing(other, Cancel(epoch=key[0], batch=key[1])))
         self._assign()
         return True
-
-    def _check(self, server: str, batch: Batch, request: _Request) -> None:
-        if self.contract is None:
-            raise ProtocolError(f"{server}: BATCH before WELCOME")
-        rows = request.samples - batch.missing
-        if batch.missing and request.get.on_error == "raise":
-            raise ProtocolError(f"{server}: BATCH lacks {batch.missing} samples, though none may be skipped")
-        expected = tuple(f.rows(rows) for f in self.contract.fields)
-        if batch.tensors != expected:
-            raise ProtocolError(f"{server}: BATCH has tensors {batch.tensors}, where {expected} were announced")
 
     def _failed(self, server: str, known: _Server, fail: Fail) -> None:
         key = (fail.epoch, fail.batch)
@@ -289,7 +291,8 @@ class Ledger:
     def _rejected(self, server: str, known: _Server, reject: Reject, now: float) -> None:
         if reject.code == "limit":
             self._release(server)
-            known.state, known.spoken = State.GREETING, now  # greeted again after PING_EVERY
+            if known.state is State.READY:
+                known.state, known.spoken = State.GREETING, now  # greeted again after PING_EVERY
             return
         error: type[FeedmillError] = StreamMismatch if reject.code in ("stream", "fingerprint") else ProtocolError
         raise error(f"{server}: {reject.reason}")
@@ -304,8 +307,7 @@ class Ledger:
         known.asked.clear()
 
     def _wait(self, key: Key, request: _Request) -> None:
-        if not request.asked:
-            heapq.heappush(self._waiting, (request.order, key))
+        heapq.heappush(self._waiting, (request.order, key))
 
     def _assign(self) -> None:
         """Ask for what waits, oldest first, each of the server that is least busy for its size."""
@@ -318,11 +320,12 @@ class Ledger:
             if (server := self._least_busy(request)) is None:
                 return
             heapq.heappop(self._waiting)
-            self.asked_again += request.attempts > 0
-            request.attempts += 1
-            request.asked[server] = request.attempts
+            self.asked_again += bool(request.tried)
+            self._attempts += 1
+            request.asked[server] = self._attempts
+            request.tried[self._attempts] = server
             self._servers[server].asked.add(key)
-            self.outbox.append(Outgoing(server, replace(request.get, attempt=request.attempts), request.spans))
+            self.outbox.append(Outgoing(server, replace(request.get, attempt=self._attempts), request.spans))
 
     def _least_busy(self, request: _Request) -> str | None:
         ready = [
@@ -334,13 +337,24 @@ class Ledger:
 
 
 def _agree(contract: Welcome, welcome: Welcome, server: str) -> None:
-    for what in ("catalog", "fingerprint", "fields", "batch_size"):
+    for what in ("stream", "catalog", "fingerprint", "fields", "batch_size"):
         ours, theirs = getattr(contract, what), getattr(welcome, what)
         if ours != theirs:
             raise StreamMismatch(
                 f"{server}: stream {welcome.stream!r} has {what} {theirs}, but {contract.server} has {ours}; "
                 "all servers of a stream must serve the same shards with the same pipeline and library versions"
             )
+
+
+def _check(server: str, contract: Welcome, batch: Batch, request: _Request) -> None:
+    rows = request.samples - batch.missing
+    if batch.missing and request.get.on_error == "raise":
+        raise ProtocolError(f"{server}: BATCH lacks {batch.missing} samples, though none may be skipped")
+    if len(batch.skipped) > batch.missing:
+        raise ProtocolError(f"{server}: BATCH lacks {batch.missing} samples, but names {len(batch.skipped)}")
+    expected = tuple(f.rows(rows) for f in contract.fields)
+    if batch.tensors != expected:
+        raise ProtocolError(f"{server}: BATCH has tensors {batch.tensors}, where {expected} were announced")
 
 
 def _data_error(fail: Fail) -> DataError:

@@ -30,7 +30,9 @@ __all__ = [
 ]
 
 _dtype = one_of(*ITEM_BYTES)
-_shape = sequence(integer(0, 2**40), limits.RANK)
+_size = integer(0, 2**40)
+_shape = sequence(_size, limits.RANK)
+_row = sequence(_size, limits.RANK - 1)  # of one sample
 
 Natural = Annotated[int, integer(0, limits.INT63)]
 Name = Annotated[str, text(limits.NAME_BYTES)]
@@ -136,7 +138,7 @@ class Welcome:
     stream: Name
     fields: Annotated[
         tuple[FieldSpec, ...],
-        sequence(record(FieldSpec, name=text(limits.NAME_BYTES), dtype=_dtype, shape=_shape), limits.FIELDS),
+        sequence(record(FieldSpec, name=text(limits.NAME_BYTES), dtype=_dtype, shape=_row), limits.FIELDS),
     ]
     batch_size: Annotated[int, integer(1, limits.BATCH_SAMPLES)]
     catalog: Name

@@ -137,7 +137,7 @@ class Plan:
         _require("rank", rank, 0, world_size - 1)
         if last not in ("keep", "drop", "pad"):
             raise UsageError(f"last={last!r}: expected 'keep', 'drop' or 'pad'")
-        self.counts: npt.NDArray[np.uint32] = np.asarray(counts, np.uint32)
+        self.counts = _counts(counts)
         self.samples = int(self.counts.sum(dtype=np.int64))
         self.batch_size = batch_size
         self.seed = seed
@@ -179,7 +179,7 @@ class Plan:
     def bounds(self, step: int) -> tuple[int, int]:
         """Return where this rank's batch of a step begins and ends in the sequence of samples.
 
-        A "pad" batch may end beyond the sequence: it goes on at the start.
+        A "pad" batch may begin or end beyond the sequence, which starts over there.
         """
         if not 0 <= step < len(self):
             raise UsageError(f"step {step} is not in 0..{len(self) - 1}")
@@ -198,10 +198,11 @@ class Plan:
         order = self._epoch(epoch)
         pieces = []
         while begin < end:
-            stop = min(end, self.samples)
-            pieces.append(order.spans(begin, stop))
-            begin, end = 0, end - stop
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            start = begin % self.samples
+            stop = min(start + end - begin, self.samples)
+            pieces.append(order.spans(start, stop))
+            begin += stop - start
+        return pieces[0] if len(pieces) == 1 else _merge(np.concatenate(pieces))
 
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
@@ -210,6 +211,15 @@ class Plan:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = _Epoch(self, epoch)
         return self._epochs[epoch]
+
+
+def _counts(counts: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+    given = np.asarray(counts)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise UsageError("counts: expected one integer for each shard")
+    if given.size and not 0 <= int(given.min()) <= int(given.max()) <= limits.SHARD_SAMPLES:
+        raise UsageError(f"counts: a shard has 0..{limits.SHARD_SAMPLES} samples, not {given.min()} or {given.max()}")
+    return given.astype(np.uint32, copy=False)
 
 
 def _require(name: str, value: int, low: int, high: int) -> None:

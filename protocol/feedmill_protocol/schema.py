@@ -16,6 +16,8 @@ Check: TypeAlias = Callable[[object, str], object]
 
 
 def _expected(what: str, value: object, path: str) -> ProtocolError:
+    if isinstance(value, (list, tuple, dict)):  # repr would recurse as deep as a hostile peer nests
+        return ProtocolError(f"{path}: expected {what}, got {'a map' if isinstance(value, dict) else 'an array'}")
     shown = repr(value)
     return ProtocolError(f"{path}: expected {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
 

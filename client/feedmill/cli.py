@@ -1,0 +1,48 @@
+"""The command ``feedmill``: finds the subcommand, and turns every error that feedmill raises into one line."""
+
+import argparse
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from typing import Final
+
+from feedmill_protocol.errors import FeedmillError, UsageError
+
+__all__ = ["main"]
+
+_COMMANDS: Final = {
+    "serve": ("feedmill_server.cli", "serve batches of augmented samples from shards"),
+    "bench": ("feedmill.bench", "iterate over a server's batches and say how fast they come"),
+    "demo": ("feedmill.demo", "make pictures, serve them from two servers, and train on them"),
+}
+"""Subcommands: the module that has its `add_arguments` and `run`, and what it does. A module is imported when its
+command is used: a server needs no torch in its broker, a trainer no torchvision."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; return the exit code: 0, or 2 after an error, or 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parser(argv[:1]).parse_args(argv)
+        return int(args.run(args))
+    except FeedmillError as error:
+        print(f"feedmill: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser(chosen: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="feedmill", description="Training batches as a service.")
+    parser.add_argument("--version", action="version", version=f"feedmill {version('feedmill')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, (module, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if name in chosen:
+            try:
+                implementation = import_module(module)
+            except ModuleNotFoundError as error:
+                raise UsageError(f"'{name}' needs {error.name}; pip install 'feedmill[server]'") from None
+            implementation.add_arguments(command)
+            command.set_defaults(run=implementation.run)
+    return parser

@@ -1,0 +1,351 @@
+"""The connection: one background thread that holds the sockets and drives the ledger.
+
+The trainer's thread asks for batches and waits for them; this thread does everything else, so that servers are answered
+and batches received whatever the trainer is busy with. The two share what `_lock` guards and nothing else.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from feedmill_protocol import codec, limits
+from feedmill_protocol.errors import FeedmillError, ProtocolError, ServerUnavailable
+from feedmill_protocol.ledger import Key, Ledger, Outgoing
+from feedmill_protocol.messages import Batch, Get, Welcome
+
+from .addresses import Url
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Arrived", "Connection"]
+
+_LOOK_UP_EVERY: Final = 5.0
+"""Seconds between look-ups of host names: how soon a server that was added to a service is found."""
+
+_RECONNECT_MS: Final = (50, 1000)
+"""How soon, first and at most, a lost connection is tried again: a server that comes back is used within a second."""
+
+_RETRY: Final = 0.01
+"""Seconds until a message that a socket does not take yet is offered again."""
+
+_LINGER_MS: Final = 200
+"""For goodbyes."""
+
+_CLOSE_SECONDS: Final = 2.0
+
+_log = logging.getLogger("feedmill")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A batch as it came: its message, its block, the keys of its samples, and the endpoint that it came from."""
+
+    message: Batch
+    block: "torch.Tensor"
+    keys: bytes
+    server: str
+
+
+@dataclass(slots=True)
+class _Peer:
+    socket: zmq.Socket[bytes]
+    monitor: zmq.Socket[bytes]
+    backlog: deque[Outgoing] = field(default_factory=deque)
+
+
+class Connection:
+    """The servers behind ``urls``, in a thread of its own. ``allocate`` makes room for a block of so many bytes.
+
+    Everything that waits raises the error that ended the connection, if one did.
+    """
+
+    def __init__(
+        self, urls: Sequence[Url], stream: str, *, timeout: float, allocate: "Callable[[int], torch.Tensor]"
+    ) -> None:
+        self.pid = os.getpid()
+        self.contract: Welcome | None = None
+        self.counts: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        self._urls = urls
+        self._allocate = allocate
+        self._ledger = Ledger(stream, timeout=timeout, now=time.monotonic())
+        self._resolved: dict[Url, frozenset[str]] = {}
+        self._peers: dict[str, _Peer] = {}
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._lock = threading.Condition()
+        # Guarded by _lock:
+        self._commands: deque[Callable[[float], None]] = deque()
+        self._arrived: dict[Key, Arrived] = {}
+        self._error: FeedmillError | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feedmill", daemon=True)
+        self._thread.start()
+        if not all(url.fixed for url in urls):
+            threading.Thread(target=self._look_up, name="feedmill-names", daemon=True).start()
+
+    # The trainer's side.
+
+    def wait_contract(self) -> Welcome:
+        """Wait until a server has said what the stream is."""
+        with self._lock:
+            self._wait(lambda: self.contract is not None)
+        if self.contract is None:
+            raise RuntimeError("a wait ended without its reason")
+        return self.contract
+
+    def want(self, get: Get, spans: bytes, samples: int) -> None:
+        """Ask for a batch."""
+        self._command(lambda now: self._ledger.want(get, spans, samples, now))
+
+    def forget(self, keys: Collection[Key]) -> None:
+        """Drop batches that were asked for, come or not."""
+        with self._lock:
+            for key in keys:
+                self._arrived.pop(key, None)
+        self._command(lambda _: self._forget(keys))
+
+    def take(self, keys: Collection[Key]) -> tuple[Key, Arrived]:
+        """Wait for the first of some batches, and take it."""
+        with self._lock:
+            self._wait(lambda: any(key in self._arrived for key in keys))
+            key = next(key for key in self._arrived if key in keys)
+            return key, self._arrived.pop(key)
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to wait for: neither closed nor failed."""
+        return self._error is None and not self._closing.is_set()
+
+    def counters(self) -> dict[str, int]:
+        """Return what the ledger has counted."""
+        return {"asked_again": self._ledger.asked_again, "duplicates": self._ledger.duplicates}
+
+    def servers(self) -> dict[str, str]:
+        """Return the state of every server, in words."""
+        return self._ledger.describe()
+
+    def close(self) -> None:
+        """Say goodbye and end the thread. Takes no longer than `_CLOSE_SECONDS`; may be called twice."""
+        if os.getpid() != self.pid or self._closing.is_set():
+            return  # a forked child has no thread to end
+        self._closing.set()
+        self._wake()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _wait(self, happened: Callable[[], bool]) -> None:
+        # The ledger's deadline ends the wait; waking now and then lets Ctrl-C through everywhere.
+        while not happened():
+            if self._error is not None:
+                raise self._error
+            if not self._thread.is_alive():
+                raise ProtocolError("the connection is closed")
+            self._lock.wait(0.5)
+
+    def _command(self, command: Callable[[float], None]) -> None:
+        with self._lock:
+            self._commands.append(command)
+        self._wake()
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # it has been woken often enough
+            os.write(self._wake_writer, b"x")
+
+    # The thread's side.
+
+    def _run(self) -> None:
+        try:
+            self._poller.register(self._wake_reader, zmq.POLLIN)
+            for url in self._urls:
+                if url.fixed:
+                    self._resolve(url, url.resolve())
+            while not self._closing.is_set():
+                self._turn()
+        except ServerUnavailable as error:
+            unresolved = {
+                url.text: "does not resolve" for url in self._urls if not (url.fixed or self._resolved.get(url))
+            }
+            self._fail(ServerUnavailable(error.timeout, error.servers | unresolved))
+        except FeedmillError as error:
+            self._fail(error)
+        except BaseException as error:
+            self._fail(FeedmillError(f"bug in feedmill: {error!r}"))
+            raise
+        finally:
+            self._shut_down()
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            commands, self._commands = self._commands, deque()
+        for command in commands:
+            command(now)
+        self._ledger.tick(now)
+        self._send()
+        patience = self._ledger.wake_at(now) - now
+        if any(peer.backlog for peer in self._peers.values()):
+            patience = min(patience, _RETRY)
+        ready = dict(self._poller.poll(max(0, round(patience * 1000))))
+        if ready.pop(self._wake_reader, None):
+            os.read(self._wake_reader, 4096)
+        for endpoint, peer in list(self._peers.items()):
+            if peer.monitor in ready:
+                self._observe(endpoint, peer)
+            if peer.socket in ready:
+                self._receive(endpoint, peer.socket)
+
+    def _fail(self, error: FeedmillError) -> None:
+        with self._lock:
+            self._error = error
+            self._lock.notify_all()
+
+    def _shut_down(self) -> None:
+        for endpoint in list(self._peers):
+            self._disconnect(endpoint)
+        self._context.destroy(linger=_LINGER_MS)
+        with self._lock:
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)
+            self._lock.notify_all()
+
+    def _forget(self, keys: Collection[Key]) -> None:
+        for key in keys:
+            self._ledger.forget(key)
+        with self._lock:  # one may have come between the command and now
+            for key in keys:
+                self._arrived.pop(key, None)
+
+    # Servers.
+
+    def _look_up(self) -> None:
+        while not self._closing.is_set():
+            for url in self._urls:
+                if not url.fixed:
+                    found = url.resolve()
+                    self._command(lambda _, url=url, found=found: self._resolve(url, found))  # type: ignore[misc]
+            self._closing.wait(_LOOK_UP_EVERY if all(self._resolved.values()) and self._resolved else 0.5)
+
+    def _resolve(self, url: Url, endpoints: frozenset[str]) -> None:
+        """Hold connections to what the names resolve to now. A name that resolves to nothing keeps what it had."""
+        if not endpoints:
+            return
+        self._resolved[url] = endpoints
+        wanted = frozenset().union(*self._resolved.values())
+        for endpoint in wanted - self._peers.keys():
+            self._connect(endpoint)
+        for endpoint in self._peers.keys() - wanted:
+            _log.info("server %s is gone from the name service", endpoint)
+            self._disconnect(endpoint)
+
+    def _connect(self, endpoint: str) -> None:
+        socket = self._context.socket(zmq.DEALER)
+        socket.set(zmq.IMMEDIATE, 1)  # never queue for a server that is not there
+        socket.set(zmq.IPV6, 1)
+        socket.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
+        socket.set(zmq.RCVHWM, 2 * limits.OUTSTANDING)
+        socket.set(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
+        socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
+        socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
+        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(monitor, zmq.POLLIN)
+        self._peers[endpoint] = _Peer(socket, monitor)
+        self._ledger.add(endpoint)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise ProtocolError(f"cannot connect to {endpoint}: {error.strerror}") from None
+
+    def _disconnect(self, endpoint: str) -> None:
+        self._ledger.remove(endpoint)
+        self._send()
+        peer = self._peers.pop(endpoint)
+        self._poller.unregister(peer.socket)
+        self._poller.unregister(peer.monitor)
+        peer.socket.disable_monitor()
+        peer.monitor.close(linger=0)
+        peer.socket.close(linger=_LINGER_MS)
+
+    def _observe(self, endpoint: str, peer: _Peer) -> None:
+        while peer.monitor.poll(0):
+            event = parse_monitor_message(peer.monitor.recv_multipart())["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._ledger.connected(endpoint, time.monotonic())
+            elif event == zmq.EVENT_DISCONNECTED:
+                _log.warning("lost the connection to %s; what was asked of it is asked elsewhere", endpoint)
+                peer.backlog.clear()
+                self._ledger.disconnected(endpoint)
+
+    # Messages.
+
+    def _send(self) -> None:
+        for outgoing in _drained(self._ledger.outbox):
+            if peer := self._peers.get(outgoing.server):
+                peer.backlog.append(outgoing)
+        for peer in self._peers.values():
+            while peer.backlog and _offer(peer.socket, peer.backlog[0]):
+                peer.backlog.popleft()
+
+    def _receive(self, endpoint: str, socket: zmq.Socket[bytes]) -> None:
+        for _ in range(16):  # then it is another server's turn
+            try:
+                header = socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._take(endpoint, socket, header)
+            except ProtocolError as error:
+                error.args = (f"{endpoint}: {error}",) if len(error.args) == 1 else error.args
+                raise
+
+    def _take(self, endpoint: str, socket: zmq.Socket[bytes], header: bytes) -> None:
+        message = codec.decode(header)
+        block = self._allocate(message.payload_bytes)
+        payload = memoryview(block.numpy())  # type: ignore[arg-type] # numpy is a buffer since 3.12
+        received = 0
+        while socket.get(zmq.RCVMORE):
+            room = payload[received:] if received < len(payload) else memoryview(bytearray(1))
+            received += socket.recv_into(room, flags=zmq.NOBLOCK)
+        if received != len(payload):
+            raise ProtocolError(f"{message.type}: a payload of {received} bytes, where {len(payload)} were announced")
+        wanted = self._ledger.received(endpoint, message, time.monotonic())
+        if not wanted:
+            return
+        with self._lock:
+            if isinstance(message, Batch):
+                keys = bytes(payload[len(payload) - message.keys :])
+                self._arrived[message.epoch, message.batch] = Arrived(message, block, keys, endpoint)
+            elif isinstance(message, Welcome):
+                self.counts = np.frombuffer(payload, "<u4").astype(np.uint32)
+                self.contract = message
+            self._lock.notify_all()
+
+
+def _offer(socket: zmq.Socket[bytes], outgoing: Outgoing) -> bool:
+    """Send a message if the socket takes it now."""
+    frames = (
+        [codec.encode(outgoing.message), outgoing.payload] if outgoing.payload else [codec.encode(outgoing.message)]
+    )
+    try:
+        socket.send_multipart(frames, zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    return True
+
+
+def _drained(outbox: deque[Outgoing]) -> list[Outgoing]:
+    drained = list(outbox)
+    outbox.clear()
+    return drained

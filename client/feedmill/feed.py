@@ -1,0 +1,339 @@
+"""The feed: what a trainer iterates over.
+
+A feed asks for the batches that its plan names, a few ahead, and hands them out in the order of the plan or as they
+come. It goes on from epoch to epoch: while the last batches of one are consumed, the first of the next are asked for.
+"""
+
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+from feedmill_protocol import limits, spans
+from feedmill_protocol.errors import StreamMismatch, UsageError
+from feedmill_protocol.ledger import Key
+from feedmill_protocol.messages import Get, Skipped, Welcome
+from feedmill_protocol.plan import Last, Plan
+from feedmill_protocol.tensors import FieldSpec
+
+from . import addresses
+from .connection import Arrived, Connection
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Batch", "Feed", "Stats", "connect"]
+
+_PREFETCH_LEAST: Final = 4
+_PREFETCH_PER_SERVER: Final = 2
+"""One batch in the making and one that waits keep a server busy."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A batch with its identity.
+
+    ``tensors`` are in the order of the fields, one row for each of ``keys``. ``index`` is its number in the epoch
+    ``epoch``, counted over all ranks. ``skipped`` describes samples that could not be read, 16 of ``missing`` at most.
+    ``server`` is the endpoint that it came from.
+    """
+
+    tensors: "tuple[torch.Tensor, ...]"
+    keys: list[str]
+    epoch: int
+    index: int
+    missing: int
+    skipped: tuple[Skipped, ...]
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a feed has done since it was opened.
+
+    ``waited`` seconds of ``elapsed`` (from the first request to the last batch) the trainer waited for a batch.
+    ``asked_again`` counts requests that were repeated elsewhere, ``duplicates`` replies that came twice.
+    """
+
+    batches: int
+    samples: int
+    bytes: int
+    skipped: int
+    waited: float
+    elapsed: float
+    asked_again: int
+    duplicates: int
+
+
+@dataclass(slots=True)
+class _Tally:
+    batches: int = 0
+    samples: int = 0
+    bytes: int = 0
+    skipped: int = 0
+    waited: float = 0.0
+    begun: float = 0.0
+    last: float = 0.0
+
+
+def connect(
+    url: str | Sequence[str],
+    stream: str | None = None,
+    *,
+    rank: int | None = None,
+    world_size: int | None = None,
+    seed: int = 0,
+    shuffle: bool = True,
+    batch_size: int | None = None,
+    window: int = 16,
+    run: int = 1,
+    last: Last = "keep",
+    order: Literal["plan", "arrival"] = "plan",
+    on_error: Literal["raise", "skip"] = "raise",
+    prefetch: int | None = None,
+    device: "str | torch.device" = "cpu",
+    timeout: float = 60.0,
+) -> "Feed":
+    """Open a feed of batches from servers.
+
+    ``url`` names them: ``"tcp://cpu-{0..3}:7880"``, a list, a host name with several addresses. ``stream`` may be left
+    out if they have but one. ``rank`` and ``world_size`` say which share of the batches is ours; by default what
+    torch.distributed says, or everything. ``seed``, ``shuffle``, ``window`` (shards shuffled together), ``run``
+    (samples that stay together) and ``last`` ("keep", "drop", "pad") make the plan, on which all ranks must agree; see
+    `feedmill_protocol.plan.Plan`. ``batch_size`` is the stream's unless given.
+
+    ``order="arrival"`` hands batches out as they come. ``on_error="skip"`` leaves out samples that cannot be read, and
+    reports them; "raise" ends the iteration. ``prefetch`` bounds the batches held or asked for; by default two for each
+    server, and at least 4. Tensors arrive on ``device``.
+
+    Waits for the first server. Raises ServerUnavailable when none makes progress for ``timeout`` seconds, here and
+    later; StreamMismatch when servers do not have the stream, or not the same; UsageError for arguments.
+    """
+    from . import tensors  # noqa: PLC0415 # torch takes seconds to import; the command line does without
+
+    _one_of("order", order, ("plan", "arrival"))
+    _one_of("on_error", on_error, ("raise", "skip"))
+    if (rank is None) != (world_size is None):
+        raise UsageError(f"rank={rank!r}, world_size={world_size!r}: give both or neither")
+    if not timeout > 0:
+        raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds")
+    if prefetch is not None and not (type(prefetch) is int and 1 <= prefetch <= limits.OUTSTANDING):
+        raise UsageError(f"prefetch={prefetch!r}: expected an integer in 1..{limits.OUTSTANDING}")
+    chosen = tensors.device_of(device)
+    pinned = chosen.type == "cuda"
+    urls = addresses.parse(url)
+
+    def open_connection() -> Connection:
+        return Connection(
+            urls, stream or "", timeout=timeout, allocate=lambda nbytes: tensors.allocate(nbytes, pinned=pinned)
+        )
+
+    def finish(arrived: Arrived) -> "tuple[torch.Tensor, ...]":
+        return tensors.views(tensors.to_device(arrived.block, chosen), arrived.message.tensors)
+
+    connection = open_connection()
+    try:
+        contract = connection.wait_contract()
+        ours, everybody = (rank, world_size) if rank is not None and world_size is not None else tensors.world()
+        plan = Plan(
+            connection.counts,
+            batch_size=batch_size or contract.batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            window=window,
+            run=run,
+            rank=ours,
+            world_size=everybody,
+            last=last,
+        )
+    except BaseException:
+        connection.close()
+        raise
+    ahead = prefetch or max(_PREFETCH_LEAST, _PREFETCH_PER_SERVER * len(connection.servers()))
+    return Feed(connection, plan, contract, open_connection, finish, order=order, on_error=on_error, prefetch=ahead)
+
+
+class Feed:
+    """An endless sequence of epochs; each iteration is one of them. Made by `connect`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        plan: Plan,
+        contract: Welcome,
+        reopen: Callable[[], Connection],
+        finish: "Callable[[Arrived], tuple[torch.Tensor, ...]]",
+        *,
+        order: Literal["plan", "arrival"],
+        on_error: Literal["raise", "skip"],
+        prefetch: int,
+    ) -> None:
+        self.plan = plan
+        self._contract = contract
+        self._connection = connection
+        self._reopen = reopen
+        self._finish = finish
+        self._order = order
+        self._on_error = on_error
+        self._prefetch = prefetch
+        self._epoch = 0  # what the next iteration is
+        self._asked: deque[tuple[int, int]] = deque()  # epoch and step of what was asked for, in order
+        self._next = (0, 0)  # epoch and step of what is asked for next
+        self._iteration = 0
+        self._closed = False
+        self._tally = _Tally()
+        self._finalizer = weakref.finalize(self, connection.close)
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return (
+            f"<Feed {self._contract.stream!r}: {plan.samples:,} samples, {len(plan)} steps of {plan.batch_size}, "
+            f"rank {plan.rank} of {plan.world_size}>"
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch on this rank."""
+        return len(self.plan)
+
+    def __iter__(self) -> "Iterator[tuple[torch.Tensor, ...]]":
+        """Iterate over the tensors of the next epoch's batches."""
+        for batch in self.batches():
+            yield batch.tensors
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch, over all ranks."""
+        return self.plan.samples
+
+    @property
+    def fields(self) -> tuple[FieldSpec, ...]:
+        """Name, dtype and row shape of each field."""
+        return self._contract.fields
+
+    def batches(self) -> Iterator[Batch]:
+        """Iterate over the next epoch's batches, with their identity."""
+        if self._closed:
+            raise UsageError("the feed is closed")
+        self._iteration += 1
+        iteration, epoch = self._iteration, self._epoch
+        self._epoch += 1
+        self._seek(epoch, 0)
+        for _ in range(len(self.plan)):
+            if iteration != self._iteration:
+                raise UsageError("this iteration is over: the feed was closed, or iterated over again")
+            yield self._take(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of an epoch: the same epoch and seed give the same batches."""
+        if not 0 <= epoch <= limits.INT63:
+            raise UsageError(f"epoch={epoch!r}: expected an integer in 0..{limits.INT63}")
+        self._epoch = epoch
+
+    def stats(self) -> Stats:
+        """Return what this feed has done so far."""
+        tally = self._tally
+        return Stats(
+            tally.batches,
+            tally.samples,
+            tally.bytes,
+            tally.skipped,
+            tally.waited,
+            tally.last - tally.begun,
+            **self._connection.counters(),
+        )
+
+    def servers(self) -> dict[str, str]:
+        """Return the endpoints of all servers, and what is known of each."""
+        return self._connection.servers()
+
+    def close(self) -> None:
+        """Leave the servers. May be called twice."""
+        self._closed = True
+        self._iteration += 1
+        self._finalizer()
+
+    def _seek(self, epoch: int, step: int) -> None:
+        """Ask from here on. What was asked for already and comes from here on stays asked for."""
+        self._connect()
+        dropped: list[Key] = []
+        while self._asked and self._asked[0] != (epoch, step):
+            dropped.append(self._key(*self._asked.popleft()))
+        if dropped:
+            self._connection.forget(dropped)
+        if not self._asked:
+            self._next = (epoch, step)
+        self._tally.begun = self._tally.begun or time.monotonic()
+
+    def _connect(self) -> None:
+        """Make sure of a connection: another process after a fork, and a failed one, needs a new one."""
+        if self._connection.pid == os.getpid() and self._connection.usable:
+            return
+        self._finalizer()
+        self._connection = self._reopen()
+        self._finalizer = weakref.finalize(self, self._connection.close)
+        self._asked.clear()
+        contract = self._connection.wait_contract()
+        for what in ("catalog", "fingerprint"):
+            if getattr(contract, what) != getattr(self._contract, what):
+                raise StreamMismatch(
+                    f"{contract.server}: stream {contract.stream!r} now has {what} {getattr(contract, what)}, "
+                    f"and had {getattr(self._contract, what)} when the feed was opened"
+                )
+
+    def _take(self, epoch: int) -> Batch:
+        begun = time.monotonic()
+        while len(self._asked) < self._prefetch:
+            self._ask()
+        steps = [step for e, step in self._asked if e == epoch]
+        if self._order == "plan":
+            del steps[1:]
+        wanted = {self._key(epoch, step): (epoch, step) for step in steps}
+        key, arrived = self._connection.take(wanted.keys())
+        self._asked.remove(wanted[key])
+        message = arrived.message
+        tally = self._tally
+        tally.batches += 1
+        keys = arrived.keys.decode(errors="replace").split("\0") if arrived.keys else []
+        tally.samples += len(keys)
+        tally.bytes += message.payload_bytes
+        tally.skipped += message.missing
+        batch = Batch(
+            self._finish(arrived), keys, message.epoch, message.batch, message.missing, message.skipped, arrived.server
+        )
+        tally.last = time.monotonic()
+        tally.waited += tally.last - begun
+        return batch
+
+    def _ask(self) -> None:
+        epoch, step = self._next
+        samples = self.plan.batch(epoch, step)
+        _, number = self._key(epoch, step)
+        get = Get(
+            stream=self._contract.stream,
+            fingerprint=self._contract.fingerprint,
+            seed=self.plan.seed,
+            epoch=epoch,
+            batch=number,
+            spans=len(samples),
+            on_error=self._on_error,
+        )
+        self._connection.want(get, spans.pack(samples), spans.count(samples))
+        self._asked.append((epoch, step))
+        self._next = (epoch, step + 1) if step + 1 < len(self.plan) else (epoch + 1, 0)
+
+    def _key(self, epoch: int, step: int) -> Key:
+        return epoch, step * self.plan.world_size + self.plan.rank
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name}={value!r}: expected {' or '.join(repr(c) for c in choices)}")

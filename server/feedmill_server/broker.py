@@ -1,0 +1,504 @@
+"""The broker: which batch is built next, by whom, and who gets it.
+
+The server's state machine. It does no I/O and reads no clock; the service tells it what happens, gives its parts to
+workers and sends its replies. Rules that bind this file:
+
+* Nothing is sent that was not asked for, and everything that was asked for is answered: by a BATCH or a FAIL.
+* One name, one build: requests for a batch that is queued, being built or cached join it.
+* All workers work on the oldest batch that has parts left; the next one is begun when there are none. Clients take
+  turns, each with its oldest request.
+* Memory is the limit: a batch is begun when there is a slot for it. Finished batches keep their slots, and are the
+  cache, until another batch needs the memory.
+* What a worker had when it died is done again; the sample that kills a second worker is bad.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from feedmill_protocol import limits, spans
+from feedmill_protocol.errors import ProtocolError
+from feedmill_protocol.messages import (
+    Batch,
+    Bye,
+    Cancel,
+    Drain,
+    Fail,
+    Get,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Reject,
+    Skipped,
+    Welcome,
+    shorten,
+)
+from feedmill_protocol.tensors import FieldSpec, offsets
+
+__all__ = ["Bad", "Broker", "Build", "Pool", "Reply", "Stream", "Work"]
+
+PART_SAMPLES: Final = 16
+"""Samples of a part: small enough to share a batch among many workers, large enough (about 20 ms of decoding) that
+handing it out costs nothing beside it."""
+
+CLIENT_SILENCE: Final = 10.0
+"""Seconds after which a client that says nothing is forgotten. Clients ping twice a second."""
+
+KILLS: Final = 2
+"""How many workers a sample may kill before it is called bad: one may have died of something else."""
+
+
+class Memory(Protocol):
+    """What the broker needs of a slot."""
+
+    pins: int
+
+    def compact(self, fields: Sequence[FieldSpec], samples: int, missing: Sequence[int]) -> None:
+        """Close the gaps that missing rows leave."""
+
+
+M = TypeVar("M", bound=Memory)
+
+
+class Pool(Protocol[M]):
+    """Where slots come from: `max_bytes` of memory."""
+
+    max_bytes: int
+
+    def take(self, nbytes: int) -> M | None:
+        """Return memory for a block of nbytes, or None while there is none."""
+
+    def give(self, slot: M) -> None:
+        """Take back memory that take returned."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """A stream, as far as the broker is concerned. ``number`` is its place among the server's streams."""
+
+    number: int
+    name: str
+    fields: tuple[FieldSpec, ...]
+    batch_size: int
+    shards: tuple[str, ...]
+    counts: npt.NDArray[np.uint32]
+    catalog: str
+    fingerprint: str
+    key: Callable[[int, int], str]
+    """The key of a sample, by shard and index: for naming those that no worker lived to name."""
+
+
+class Bad(NamedTuple):
+    """A sample that cannot be had. A key of "" blames the whole shard."""
+
+    row: int
+    shard: int
+    key: str
+    reason: str
+
+
+_BuildName: TypeAlias = tuple[str, int, int, str, bytes]
+_Asker: TypeAlias = tuple[bytes, int, int]  # client, epoch, batch
+
+
+@dataclass(slots=True, eq=False)
+class Build(Generic[M]):
+    """A batch on its way: queued (no slot), being built (parts left or running), or done."""
+
+    name: _BuildName
+    stream: Stream
+    get: Get
+    samples: npt.NDArray[np.int64]  # (shard, index) of each row
+    waiters: dict[_Asker, int] = field(default_factory=dict)  # who asked, and in which attempt
+    slot: M | None = None
+    parts: "deque[Work[M]]" = field(default_factory=deque)
+    running: int = 0
+    keys: list[str] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Samples of the batch, whether or not they can be had."""
+        return len(self.samples)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the block."""
+        return offsets(f.rows(self.rows) for f in self.stream.fields)[1]
+
+
+@dataclass(slots=True, eq=False)
+class Work(Generic[M]):
+    """A part of a build for one worker: ``rows`` samples from row ``first`` on. ``kills`` workers died of it."""
+
+    build: Build[M]
+    first: int
+    rows: int
+    kills: int = 0
+
+    @property
+    def samples(self) -> npt.NDArray[np.int64]:
+        """Shard and index of each sample: int64 [rows, 2]."""
+        return self.build.samples[self.first : self.first + self.rows]
+
+
+class Reply(NamedTuple, Generic[M]):
+    """A message for a client. The payload is that of the build's slot and the bytes behind it."""
+
+    client: bytes
+    message: Message
+    slot: M | None = None
+    trailer: bytes = b""
+
+
+@dataclass(slots=True)
+class _Client(Generic[M]):
+    heard: float
+    queue: deque[Build[M]] = field(default_factory=deque)
+    open: dict[tuple[int, int], Build[M]] = field(default_factory=dict)
+
+
+class Broker(Generic[M]):
+    """The requests of all clients at one server, and the builds that answer them."""
+
+    def __init__(self, streams: Sequence[Stream], pool: Pool[M], *, server: str, boot: str, workers: int) -> None:
+        self.replies: deque[Reply[M]] = deque()
+        self.parts_done = 0
+        self.batches_sent = 0
+        self.samples_sent = 0
+        self.cache_hits = 0
+        self.draining = False
+        self._streams = {stream.name: stream for stream in streams}
+        self._pool = pool
+        self._server, self._boot, self._workers = server, boot, workers
+        self._clients: OrderedDict[bytes, _Client[M]] = OrderedDict()  # whose turn it is comes first
+        self._builds: OrderedDict[_BuildName, Build[M]] = OrderedDict()  # the least recently wanted first
+        self._building: deque[Build[M]] = deque()
+        self._assigned: dict[int, deque[Work[M]]] = {}
+
+    # Clients.
+
+    def receive(self, client: bytes, message: Message, payload: bytes | memoryview, now: float) -> None:
+        """Take a message from a client. Raises ProtocolError for one that no client may send."""
+        if isinstance(message, Bye):
+            self.forget(client)
+            return
+        known = self._clients.setdefault(client, _Client(now))
+        known.heard = now
+        match message:
+            case Hello():
+                self._welcome(client, message)
+            case Get():
+                self._get(client, known, message, payload)
+            case Cancel():
+                self._cancel(client, known, (message.epoch, message.batch))
+            case Ping():
+                self._reply(client, Pong(progress=self.parts_done, queue=self.queued))
+            case _:
+                raise ProtocolError(f"{message.type} is no message from a client")
+
+    def refuse(self, client: bytes, code: str, reason: str) -> None:
+        """Tell a client that it is not understood."""
+        self._reply(client, Reject(code=code, reason=shorten(reason, limits.REASON_BYTES)))
+
+    def forget(self, client: bytes) -> None:
+        """Drop a client and all that it asked for."""
+        if known := self._clients.get(client):
+            for key in list(known.open):
+                self._cancel(client, known, key)
+            del self._clients[client]
+
+    def tick(self, now: float) -> None:
+        """Drop clients that have gone without a word; if one is there after all, it will ask again."""
+        silent = [client for client, known in self._clients.items() if now - known.heard >= CLIENT_SILENCE]
+        for client in silent:
+            for (epoch, batch), build in self._clients[client].open.items():
+                reason = f"nothing was heard of the client for {CLIENT_SILENCE:g} s"
+                attempt = build.waiters[client, epoch, batch]
+                self._reply(client, Fail(epoch=epoch, batch=batch, attempt=attempt, retryable=True, reason=reason))
+            self.forget(client)
+
+    def drain(self) -> None:
+        """Take no more requests, and tell everybody."""
+        self.draining = True
+        for client in self._clients:
+            self._reply(client, Drain())
+
+    @property
+    def clients(self) -> int:
+        """How many clients are known."""
+        return len(self._clients)
+
+    @property
+    def queued(self) -> int:
+        """How many parts wait for a worker."""
+        waiting = sum(-(-b.rows // PART_SAMPLES) for known in self._clients.values() for b in known.queue)
+        return waiting + sum(len(build.parts) for build in self._building)
+
+    @property
+    def open(self) -> int:
+        """How many requests are unanswered."""
+        return sum(len(known.open) for known in self._clients.values())
+
+    def _welcome(self, client: bytes, hello: Hello) -> None:
+        names = ", ".join(self._streams)
+        if not hello.stream and len(self._streams) > 1:
+            self.refuse(client, "stream", f"this server has several streams: {names}; name one with stream=")
+            return
+        stream = self._streams.get(hello.stream or names)
+        if stream is None:
+            self.refuse(client, "stream", f"there is no stream {hello.stream!r} here; there is {names}")
+            return
+        counts = hello.catalog != stream.catalog
+        welcome = Welcome(
+            server=self._server,
+            boot=self._boot,
+            stream=stream.name,
+            fields=stream.fields,
+            batch_size=stream.batch_size,
+            catalog=stream.catalog,
+            fingerprint=stream.fingerprint,
+            shards=len(stream.shards),
+            workers=self._workers,
+            counts=counts,
+        )
+        self._reply(client, welcome, trailer=stream.counts.astype("<u4").tobytes() if counts else b"")
+        if self.draining:
+            self._reply(client, Drain())
+
+    # Requests.
+
+    def _get(self, client: bytes, known: _Client[M], get: Get, payload: bytes | memoryview) -> None:
+        asker = (client, get.epoch, get.batch)
+        stream = self._streams.get(get.stream)
+        if stream is None:
+            self.refuse(client, "stream", f"there is no stream {get.stream!r} here")
+            return
+        if get.fingerprint != stream.fingerprint:
+            self.refuse(
+                client,
+                "fingerprint",
+                f"stream {stream.name!r} has fingerprint {stream.fingerprint} here, not {get.fingerprint}; "
+                "it serves other shards or another pipeline than before",
+            )
+            return
+        samples = spans.expand(spans.unpack(payload, stream.counts))
+        if self.draining:
+            self._fail(asker, get.attempt, retryable=True, reason="the server is shutting down")
+            return
+        if asker[1:] in known.open:
+            known.open[asker[1:]].waiters[asker] = get.attempt
+            return
+        if len(known.open) >= limits.OUTSTANDING:
+            self.refuse(client, "limit", f"more than {limits.OUTSTANDING} requests are open")
+            return
+        name = (stream.name, get.seed, get.epoch, get.on_error, bytes(payload))
+        build = self._builds.get(name)
+        if build is None:
+            build = Build(name, stream, get, samples)
+            if build.nbytes > self._pool.max_bytes:
+                reason = f"a batch of {build.nbytes:,} bytes exceeds the server's memory of {self._pool.max_bytes:,}"
+                self._fail(asker, get.attempt, retryable=False, reason=reason)
+                return
+            self._builds[name] = build
+            known.queue.append(build)
+        self._builds.move_to_end(name)
+        build.waiters[asker] = get.attempt
+        known.open[asker[1:]] = build
+        if build.done:
+            self.cache_hits += 1
+            self._answer(build)
+
+    def _cancel(self, client: bytes, known: _Client[M], key: tuple[int, int]) -> None:
+        build = known.open.pop(key, None)
+        if build is None:
+            return
+        del build.waiters[client, *key]
+        if build.waiters or build.done:
+            if build in known.queue:  # somebody else still wants it
+                known.queue.remove(build)
+                self._clients[next(iter(build.waiters))[0]].queue.append(build)
+        elif build in known.queue:
+            known.queue.remove(build)
+            del self._builds[build.name]
+        else:
+            self._abandon(build)
+
+    # Workers.
+
+    def next_part(self, worker: int) -> Work[M] | None:
+        """Return what a worker should do next, or None while there is nothing that can be begun."""
+        while True:
+            for build in self._building:
+                if build.parts:
+                    work = build.parts.popleft()
+                    build.running += 1
+                    self._assigned.setdefault(worker, deque()).append(work)
+                    return work
+            if not self._begin():
+                return None
+
+    def assigned(self, worker: int) -> int:
+        """How many parts a worker has in hand."""
+        return len(self._assigned.get(worker, ()))
+
+    def done(self, worker: int, keys: Sequence[str], bad: Sequence[Bad]) -> None:
+        """Take what a worker reports of the first part that it had in hand."""
+        work = self._assigned[worker].popleft()
+        build = work.build
+        build.running -= 1
+        self.parts_done += 1
+        build.keys[work.first : work.first + work.rows] = keys
+        build.bad.extend(bad)
+        self._settle(build)
+
+    def lost(self, worker: int, reason: str) -> None:
+        """Take back what a dead worker had in hand. It died of the first part, one sample of it."""
+        in_hand = self._assigned.pop(worker, deque())
+        for position, work in enumerate(in_hand):
+            build = work.build
+            build.running -= 1
+            work.kills += position == 0
+            if work.kills >= KILLS and work.rows == 1:
+                ((shard, index),) = work.samples.tolist()
+                build.keys[work.first] = build.stream.key(shard, index)
+                build.bad.append(Bad(work.first, shard, build.keys[work.first], reason))
+            elif position == 0:
+                singles = [Work(build, row, 1, work.kills) for row in range(work.first, work.first + work.rows)]
+                build.parts.extendleft(reversed(singles))
+            else:
+                build.parts.appendleft(work)
+            self._settle(build)
+
+    # Builds.
+
+    def _begin(self) -> bool:
+        """Begin the next build: the oldest request of the client whose turn it is."""
+        for client, known in self._clients.items():
+            if not known.queue:
+                continue
+            build = known.queue[0]
+            build.slot = self._take(build.nbytes)
+            if build.slot is None:
+                return False
+            known.queue.popleft()
+            self._clients.move_to_end(client)
+            build.keys = [""] * build.rows
+            build.parts.extend(
+                Work(build, first, min(PART_SAMPLES, build.rows - first))
+                for first in range(0, build.rows, PART_SAMPLES)
+            )
+            self._building.append(build)
+            return True
+        return False
+
+    def _take(self, nbytes: int) -> M | None:
+        """Find a slot, at the expense of the cache if need be."""
+        slot = self._pool.take(nbytes)
+        idle = (b for b in list(self._builds.values()) if b.done and b.slot and not b.slot.pins)
+        for build in idle:
+            if slot is not None:
+                break
+            self._drop(build)
+            slot = self._pool.take(nbytes)
+        return slot
+
+    def _settle(self, build: Build[M]) -> None:
+        """See whether a build is finished, failed, or no longer wanted."""
+        if not build.waiters or (build.bad and build.get.on_error == "raise"):
+            self._fail_all(build)
+            self._abandon(build)
+        elif not build.parts and not build.running:
+            build.done = True
+            self._building.remove(build)
+            if build.bad and build.slot:
+                missing = sorted({b.row for b in build.bad})
+                build.slot.compact(build.stream.fields, build.rows, missing)
+                for row in reversed(missing):
+                    del build.keys[row]
+            self._answer(build)
+
+    def _abandon(self, build: Build[M]) -> None:
+        """Stop building. The slot is free when the last worker has let go of it."""
+        build.parts.clear()
+        if self._builds.get(build.name) is build:  # somebody may have asked for the same name since
+            del self._builds[build.name]
+        if not build.running and build in self._building:
+            self._building.remove(build)
+            self._release(build)
+
+    def _drop(self, build: Build[M]) -> None:
+        del self._builds[build.name]
+        self._release(build)
+
+    def _release(self, build: Build[M]) -> None:
+        if build.slot is not None:
+            self._pool.give(build.slot)
+            build.slot = None
+
+    # Replies.
+
+    def _answer(self, build: Build[M]) -> None:
+        tensors = tuple(f.rows(len(build.keys)) for f in build.stream.fields)
+        trailer = "\0".join(build.keys).encode()
+        for (client, epoch, batch), attempt in build.waiters.items():
+            message = Batch(
+                epoch=epoch,
+                batch=batch,
+                attempt=attempt,
+                tensors=tensors,
+                keys=len(trailer),
+                missing=build.rows - len(build.keys),
+                skipped=tuple(self._skipped(build, b) for b in build.bad[: limits.SKIPPED]),
+            )
+            del self._clients[client].open[epoch, batch]
+            self._reply(client, message, build.slot, trailer)
+            self.batches_sent += 1
+            self.samples_sent += len(build.keys)
+        build.waiters.clear()
+
+    def _skipped(self, build: Build[M], bad: Bad) -> Skipped:
+        return Skipped(
+            shard=shorten(build.stream.shards[bad.shard], limits.KEY_BYTES),
+            key=shorten(bad.key, limits.KEY_BYTES),
+            reason=shorten(bad.reason, limits.SKIP_REASON_BYTES),
+        )
+
+    def _fail_all(self, build: Build[M]) -> None:
+        for asker, attempt in build.waiters.items():
+            client, *key = asker
+            del self._clients[client].open[key[0], key[1]]
+            bad = build.bad[0]
+            self._fail(
+                asker,
+                attempt,
+                retryable=False,
+                reason=bad.reason,
+                shard=build.stream.shards[bad.shard],
+                key=bad.key,
+            )
+        build.waiters.clear()
+
+    def _fail(
+        self, asker: _Asker, attempt: int, *, retryable: bool, reason: str, shard: str = "", key: str = ""
+    ) -> None:
+        client, epoch, batch = asker
+        fail = Fail(
+            epoch=epoch,
+            batch=batch,
+            attempt=attempt,
+            retryable=retryable,
+            reason=shorten(reason, limits.REASON_BYTES),
+            shard=shorten(shard, limits.KEY_BYTES),
+            key=shorten(key, limits.KEY_BYTES),
+        )
+        self._reply(client, fail)
+
+    def _reply(self, client: bytes, message: Message, slot: M | None = None, trailer: bytes = b"") -> None:
+        self.replies.append(Reply(client, message, slot, trailer))

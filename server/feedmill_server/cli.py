@@ -1,0 +1,144 @@
+"""The commands of the server package: ``feedmill serve``. This file prints; nothing below it does."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import zmq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .config import PRESETS, ServerConfig
+from .server import Server
+
+__all__ = ["add_arguments", "run"]
+
+_log = logging.getLogger("feedmill_server")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``feedmill serve``; their defaults stand in `ServerConfig`."""
+    parser.add_argument("shards", nargs="*", metavar="SHARDS", help="tar files; braces and globs are expanded")
+    stream = parser.add_argument_group("the stream that SHARDS are")
+    stream.add_argument("--stream", metavar="NAME", help="its name (default: train)")
+    stream.add_argument("--preset", metavar="NAME", help=f"a pipeline that comes with feedmill: {' or '.join(PRESETS)}")
+    stream.add_argument("--pipeline", metavar="FILE.py:NAME", help="a pipeline of your own; or module:NAME")
+    stream.add_argument("--batch-size", metavar="N", help="samples of a batch (default: the pipeline's, or 64)")
+    server = parser.add_argument_group("the server")
+    server.add_argument(
+        "--bind", metavar="URL", help="where to listen (default: tcp://127.0.0.1:7880; port * finds one)"
+    )
+    server.add_argument("--insecure", action="store_true", default=None, help="allow anybody beyond this machine")
+    server.add_argument("--workers", metavar="N", help="worker processes (default: one for each core)")
+    server.add_argument("--memory", metavar="SIZE", help="shared memory for batches and their cache (default: 1GiB)")
+    server.add_argument(
+        "--cache", metavar="DIR", help="folder for indexes and inflated shards (default: .feedmill beside the shards)"
+    )
+    server.add_argument("--cache-bytes", metavar="SIZE", help="disk for inflated shards (default: 64GiB)")
+    server.add_argument("--name", help="what clients know the server by (default: the host's name)")
+    server.add_argument(
+        "--config", metavar="FILE.toml", help="read all of this, and several [streams.NAME], from a file"
+    )
+    server.add_argument("--check", action="store_true", help="print the configuration and the catalog, and exit")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or Ctrl-C. Raises FeedmillError for what cannot be served."""
+    stream = {
+        "name": args.stream,
+        "shards": args.shards or None,
+        "preset": args.preset,
+        "pipeline": args.pipeline,
+        "batch_size": args.batch_size,
+    }
+    config = ServerConfig.merge(vars(args), {k: v for k, v in stream.items() if v is not None}, os.environ)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    context = zmq.Context()
+    try:
+        with _progress() as progress, Server(config, context, progress) as server:
+            _handle_signals(server)
+            server.prepare()
+            if args.check:
+                _print_check(config, server)
+                return 0
+            endpoint = server.bind()
+            _announce(server, endpoint)
+            server.run()
+        return 0
+    finally:
+        context.destroy(linger=0)
+
+
+def _handle_signals(server: Server) -> None:
+    def first(_number: int, _frame: FrameType | None) -> None:
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, _exit_at_once)
+        server.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, first)
+
+
+def _exit_at_once(number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _announce(server: Server, endpoint: str) -> None:
+    for served in server.served:
+        stream = served.stream
+        _log.info(
+            "stream %s: %s samples in %d shards, batches of %d, %s",
+            stream.name,
+            f"{int(stream.counts.sum()):,}",
+            len(stream.shards),
+            stream.batch_size,
+            ", ".join(f"{f.name} {f.dtype}{list(f.shape)}" for f in stream.fields),
+        )
+    _log.info("serving at %s with %d workers", endpoint, server.config.workers)
+    print(f"ready {endpoint}", flush=True)
+
+
+def _print_check(config: ServerConfig, server: Server) -> None:
+    for name in ("bind", "workers", "memory", "cache", "cache_bytes", "name", "insecure"):
+        print(f"{name} = {getattr(config, name)!r}")
+    for served in server.served:
+        stream = served.stream
+        print(f"\n[streams.{stream.name}]")
+        print(f"pipeline    = {served.source}")
+        print(f"batch_size  = {stream.batch_size}")
+        for field in stream.fields:
+            print(f"field       = {field.name}: {field.dtype} {list(field.shape)}")
+        print(f"samples     = {int(stream.counts.sum()):,}")
+        print(f"members     = {', '.join(f'{n:,} {e}' for e, n in served.extensions.items())}")
+        print(f"catalog     = {stream.catalog}")
+        print(f"fingerprint = {stream.fingerprint}")
+        for shard, count in zip(stream.shards, stream.counts.tolist(), strict=True):
+            print(f"  {count:>9,}  {shard}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar at a terminal and a line now and then elsewhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("indexing {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def advance(stream: str, done: int, total: int) -> None:
+            if stream not in bars:
+                bars[stream] = progress.add_task(stream, total=total)
+            progress.update(bars[stream], completed=done)
+            if done == total:
+                progress.remove_task(bars.pop(stream))
+            elif not console.is_terminal and done % 1000 == 0:
+                _log.info("indexing %s: %d of %d shards", stream, done, total)
+
+        yield advance

@@ -1,0 +1,214 @@
+"""The configuration of a server: command line over environment over a TOML file over defaults.
+
+Keys are the same everywhere: ``--batch-size``, ``FEEDMILL_BATCH_SIZE``, ``batch_size``. Keys that nobody knows are errors.
+"""
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final, Self
+
+from feedmill_protocol import limits
+from feedmill_protocol.errors import UsageError
+
+from .inflate import INFLATED_BYTES
+
+__all__ = ["PRESETS", "ServerConfig", "StreamConfig"]
+
+PRESETS: Final = {
+    "imagenet-train": "feedmill_server.imagenet:train",
+    "imagenet-eval": "feedmill_server.imagenet:evaluate",
+}
+"""The pipelines that come with feedmill, by the names that ``--preset`` knows."""
+
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """One stream: its shards, and either a ``pipeline`` (FILE.py:NAME or module:NAME) or a ``preset``."""
+
+    shards: tuple[str, ...] = ()
+    pipeline: str = ""
+    preset: str = ""
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """A server: where it listens, what it may use, and its streams by name."""
+
+    bind: str = "tcp://127.0.0.1:7880"
+    workers: int = 0
+    """0: as many as there are cores for this process."""
+    memory: int = 1024**3
+    """Bytes of shared memory for batches that are built, sent and cached."""
+    cache: str = ""
+    """Folder for indexes and inflated shards; empty for one beside the shards, or the user's cache."""
+    cache_bytes: int = INFLATED_BYTES
+    """Bytes of disk for inflated shards."""
+    name: str = ""
+    """What clients know this server by; empty for the host's name."""
+    insecure: bool = False
+    """Listen beyond this machine though anybody may connect."""
+    streams: Mapping[str, StreamConfig] = field(default_factory=dict)
+
+    @classmethod
+    def merge(cls, options: Mapping[str, Any], stream: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
+        """Merge all sources. ``options`` and ``stream`` are from the command line, None where nothing was said.
+
+        ``options`` may have ``config``, a TOML file; ``stream`` has ``name`` and what belongs to that stream. Raises
+        UsageError.
+        """
+        path = options.get("config") or environ.get("FEEDMILL_CONFIG")
+        values = _read(Path(path)) if path else {}
+        streams: dict[str, dict[str, Any]] = values.pop("streams", {})
+        named = {k: v for k, v in stream.items() if v is not None}
+        name = named.pop("name", None) or environ.get("FEEDMILL_STREAM") or "train"
+        for key in _keys(StreamConfig):
+            if key not in named and (said := environ.get(f"FEEDMILL_{key.upper()}")):
+                named[key] = said.split() if key == "shards" else said
+        if named:
+            streams[name] = streams.get(name, {}) | named
+        for key in _keys(cls) - {"streams"}:
+            if (said := environ.get(f"FEEDMILL_{key.upper()}")) is not None:
+                values[key] = said
+            if options.get(key) is not None:
+                values[key] = options[key]
+        settings: dict[str, Any] = {key: _server_value(key, value) for key, value in values.items()}
+        return cls(
+            **settings,
+            streams={name: _stream(name, given) for name, given in streams.items()},
+        ).checked()
+
+    def checked(self) -> Self:
+        """Return this configuration with what depends on the machine filled in. Raises UsageError."""
+        if not self.streams:
+            raise UsageError("nothing to serve: give SHARDS and --preset or --pipeline, or --config FILE.toml")
+        _check_bind(self.bind, insecure=self.insecure)
+        workers = self.workers or len(os.sched_getaffinity(0))
+        return replace(self, workers=workers, name=self.name or socket.gethostname()[: limits.NAME_BYTES // 2])
+
+
+def _keys(cls: type[Any]) -> set[str]:
+    return {f.name for f in fields(cls)}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"configuration {path}: not TOML: {error}") from None
+    _known(values, _keys(ServerConfig), f"configuration {path}")
+    streams = values.get("streams", {})
+    if not isinstance(streams, dict):
+        raise UsageError(f"configuration {path}: streams must be tables, like [streams.train]")
+    for name, stream in streams.items():
+        if not isinstance(stream, dict):
+            raise UsageError(f"configuration {path}: streams.{name} must be a table")
+        _known(stream, _keys(StreamConfig), f"configuration {path}, [streams.{name}]")
+        if isinstance(stream.get("shards"), str):
+            stream["shards"] = [stream["shards"]]
+        # Paths in a file are relative to that file, so that it means the same from everywhere.
+        if isinstance(stream.get("shards"), list):
+            stream["shards"] = [str(path.parent / str(shard)) for shard in stream["shards"]]
+        if ".py:" in str(stream.get("pipeline")):
+            stream["pipeline"] = str(path.parent / stream["pipeline"])
+    return values
+
+
+def _known(values: Mapping[str, Any], keys: set[str], where: str) -> None:
+    for key in values:
+        if key not in keys:
+            raise UsageError(f"{where}: there is no option {key!r}; options are {', '.join(sorted(keys))}")
+
+
+def _server_value(key: str, value: Any) -> Any:
+    if key in {"memory", "cache_bytes"}:
+        return _bytes(key, value)
+    if key == "workers":
+        return _integer(key, value, 0, 4096)
+    if key == "insecure":
+        return _boolean(key, value)
+    return _string(key, value)
+
+
+def _stream(name: str, given: Mapping[str, Any]) -> StreamConfig:
+    if not name or len(name.encode()) > limits.NAME_BYTES:
+        raise UsageError(f"stream {name!r}: a name has 1 to {limits.NAME_BYTES} bytes")
+    shards = given.get("shards") or ()
+    if isinstance(shards, str) or not all(isinstance(s, str) for s in shards):
+        raise UsageError(f"stream {name}: shards must be a list of strings")
+    size = given.get("batch_size")
+    stream = StreamConfig(
+        shards=tuple(shards),
+        pipeline=_string("pipeline", given.get("pipeline", "")),
+        preset=_string("preset", given.get("preset", "")),
+        batch_size=None if size is None else _integer("batch_size", size, 1, limits.BATCH_SAMPLES),
+    )
+    if not stream.shards:
+        raise UsageError(f"stream {name} has no shards")
+    if stream.preset and stream.preset not in PRESETS:
+        raise UsageError(f"stream {name}: there is no preset {stream.preset!r}; presets are {', '.join(PRESETS)}")
+    if bool(stream.pipeline) == bool(stream.preset):
+        raise UsageError(f"stream {name} needs either a pipeline (FILE.py:NAME) or a preset, and not both")
+    return stream
+
+
+def _string(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{key}={value!r}: expected a string")
+    return value
+
+
+def _integer(key: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if type(number) is not int or not low <= number <= high:
+        raise UsageError(f"{key}={value!r}: expected an integer in {low}..{high}")
+    return number
+
+
+def _boolean(key: str, value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in {"1", "true", "yes", "0", "false", "no", ""}:
+        return value.lower() in {"1", "true", "yes"}
+    if not isinstance(value, bool):
+        raise UsageError(f"{key}={value!r}: expected true or false")
+    return value
+
+
+def _bytes(key: str, value: Any) -> int:
+    match = _SIZE.fullmatch(str(value)) if not isinstance(value, bool) else None
+    if match is None:
+        raise UsageError(f"{key}={value!r}: expected a size like 512MiB or 2GB")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index((match[2] or " ").upper()))
+
+
+def _check_bind(bind: str, *, insecure: bool) -> None:
+    scheme, separator, rest = bind.partition("://")
+    host, colon, port = rest.rpartition(":")
+    if scheme == "ipc" and rest:
+        return
+    if scheme != "tcp" or not separator or not colon or not host or not (port == "*" or port.isdecimal()):
+        raise UsageError(f"bind={bind!r}: expected tcp://ADDRESS:PORT or ipc://PATH, for example tcp://0.0.0.0:7880")
+    if port != "*" and not 0 < int(port) < 65536:
+        raise UsageError(f"bind={bind!r}: expected a port in 1..65535, or *")
+    try:
+        local = host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        local = False
+    if not local and not insecure:
+        raise UsageError(
+            f"bind={bind!r}: anybody who reaches this address could use the server; "
+            "listen on 127.0.0.1, or say --insecure on a network that you trust"
+        )

@@ -1,0 +1,119 @@
+"""Decoders: from the bytes of a member to a Python object, chosen by the member's extension.
+
+Images become what ``decode=`` of the pipeline says; everything else has one natural form. Nothing here can run code
+that the data brings along: no pickle, no `torch.load`.
+"""
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from feedmill_protocol.errors import UsageError
+
+__all__ = ["Decode", "Decoder", "decoder"]
+
+
+Decoder = Callable[[str, bytes], Any]
+Decode = str | bool | Decoder | Mapping[str, Any]
+
+IMAGE_EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", "webp", "bmp"})
+
+_FORMATS: Final = ("JPEG", "PNG", "PPM", "WEBP", "BMP")
+"""Pillow opens these alone: fewer parsers face the data. The content decides, not the extension."""
+
+_PIXELS: Final = 100_000_000
+"""Images of more pixels are refused: 300 MB decoded, many times any training photograph."""
+
+IMAGE_KINDS: Final[dict[str, tuple[str, str]]] = {
+    "pil": ("RGB", "pil"),
+    "pill": ("L", "pil"),
+    "pilrgba": ("RGBA", "pil"),
+    "rgb": ("RGB", "float"),
+    "rgb8": ("RGB", "uint8"),
+    "l": ("L", "float"),
+    "l8": ("L", "uint8"),
+    "rgba": ("RGBA", "float"),
+    "rgba8": ("RGBA", "uint8"),
+}
+"""What ``decode="rgb8"`` and its like ask for: Pillow's mode, and a Pillow image or an HWC (or HW) array of uint8, or
+of float32 in 0..1."""
+
+
+def decode_image(data: bytes, mode: str, form: str) -> Any:
+    """Decode an image of any of the accepted formats. Raises ValueError or OSError with the reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # metadata oddities; the size is checked here
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.width * image.height > _PIXELS:
+            raise ValueError(f"the image has {image.width}x{image.height} pixels, more than {_PIXELS:,}")
+        image.load()
+        converted = image.convert(mode)
+    if form == "pil":
+        return converted
+    array = np.array(converted)
+    return array if form == "uint8" else array.astype(np.float32) / np.float32(255)
+
+
+def _integer(data: bytes) -> int:
+    return int(data)
+
+
+def _text(data: bytes) -> str:
+    return data.decode()
+
+
+def _array(data: bytes) -> Any:
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+_NATURAL: Final[dict[str, Callable[[bytes], Any]]] = {
+    "cls": _integer,
+    "cls2": _integer,
+    "count": _integer,
+    "index": _integer,
+    "inx": _integer,
+    "id": _integer,
+    "txt": _text,
+    "text": _text,
+    "transcript": _text,
+    "json": json.loads,
+    "jsn": json.loads,
+    "npy": _array,
+}
+
+
+def decoder(decode: Decode) -> Decoder:
+    """Return the decoder that ``decode=`` asks for: a function of extension and bytes.
+
+    A kind of image ("PIL", "rgb8", …; case does not matter; True is "PIL"), False for the bytes as they are, a
+    callable, or a dict of these by extension (for the rest, what True gives). Raises UsageError.
+    """
+    if callable(decode):
+        return decode
+    if isinstance(decode, Mapping):
+        chosen = {extension.lower(): decoder(value) for extension, value in decode.items()}
+        rest = decoder(decode=True)
+        return lambda extension, data: chosen.get(extension, rest)(extension, data)
+    if decode is False:
+        return lambda _, data: data
+    kind = "pil" if decode is True else str(decode).lower()
+    if kind not in IMAGE_KINDS:
+        raise UsageError(
+            f"decode={decode!r}: expected an image kind ({', '.join(IMAGE_KINDS)}), True, False, a callable, "
+            "or a dict of these by extension"
+        )
+    mode, form = IMAGE_KINDS[kind]
+
+    def decode_member(extension: str, data: bytes) -> Any:
+        last = extension.rpartition(".")[2]  # "seg.png" is an image too
+        if last in IMAGE_EXTENSIONS:
+            return decode_image(data, mode, form)
+        natural = _NATURAL.get(last)
+        return natural(data) if natural else data
+
+    return decode_member

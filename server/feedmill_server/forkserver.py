@@ -1,0 +1,137 @@
+"""The fork server: imports torch and the pipelines once, then forks workers.
+
+A fork takes milliseconds where a new interpreter takes seconds to import torch, and forked workers share the memory
+of all that was imported. This process stays single-threaded and touches neither shards nor tensors.
+
+It dies with the broker, and the workers die with it: the kernel sees to that, whatever way the broker ends.
+
+Conversation: the broker sends ``load`` (pipelines), which ``loaded`` or ``unfit`` answers; then ``open`` (shards),
+with the message itself in a memory file, since it has every path; then ``fork``, with a worker's end of a channel, as
+often as it likes. It is told of every worker that ``exited``.
+"""
+
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import msgpack
+import numpy as np
+import PIL
+import torch
+import torchvision
+
+from feedmill_protocol.errors import FeedmillError
+
+from .channel import Channel, ChannelClosed
+from .pipeline import Pipeline, load
+from .shards import ShardStore, Stamp
+from .worker import Mill, work
+
+_PR_SET_PDEATHSIG: Final = 1  # <sys/prctl.h>
+
+
+def main(control: Channel, broker: int) -> None:
+    """Serve the broker's end of a channel until it closes."""
+    _die_with(broker)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the broker alone decides when the workers go
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        (_, references), _ = control.receive()
+        try:
+            loaded = [load(reference) for reference in references]
+        except FeedmillError as error:
+            control.send("unfit", str(error))
+            return
+        control.send("loaded", [_describe(*pair) for pair in loaded], _versions())
+        _, (stores,) = control.receive()
+        mills = [Mill(pipeline, _open(store)) for (pipeline, _), store in zip(loaded, _read(stores), strict=True)]
+        gc.collect()
+        gc.freeze()  # what was imported stays shared: no collection touches it in a worker
+        _serve(control, mills)
+    except ChannelClosed:
+        return
+
+
+def _describe(pipeline: Pipeline, source: str) -> dict[str, Any]:
+    """Tell the broker of a pipeline."""
+    fields = [(field.name, field.extensions) for field in pipeline.fields]
+    return {"fields": fields, "batch_size": pipeline.batch_size, "source": source}
+
+
+def _read(fd: int) -> list[dict[str, Any]]:
+    with os.fdopen(fd, "rb") as file:
+        file.seek(0)
+        stores: list[dict[str, Any]] = msgpack.unpackb(file.read())
+    return stores
+
+
+def _open(store: dict[str, Any]) -> ShardStore:
+    """Return the store that the broker describes, with the shards in the state in which the broker saw them."""
+    return ShardStore(
+        [Path(os.fsdecode(path)) for path in store["paths"]],
+        cache=Path(store["cache"]) if store["cache"] else None,
+        inflated_bytes=store["inflated_bytes"],
+        stamps=[Stamp(*stamp) for stamp in store["stamps"]],
+    )
+
+
+def _versions() -> str:
+    """Name the libraries that pixels depend on."""
+    parts = {"torch": torch, "torchvision": torchvision, "pillow": PIL, "numpy": np}
+    return ", ".join(f"{name} {module.__version__}" for name, module in parts.items())
+
+
+def _serve(control: Channel, mills: Sequence[Mill]) -> None:
+    children: dict[int, tuple[int, int]] = {}  # pidfd → pid and the broker's number of the worker
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd in children:
+                pid, number = children.pop(fd)
+                poll.unregister(fd)
+                os.close(fd)
+                _, status = os.waitpid(pid, 0)
+                control.send("exited", number, os.waitstatus_to_exitcode(status))
+                continue
+            (_, number), (end,) = control.receive()
+            if not (pid := os.fork()):
+                control.close()
+                for other in children:
+                    os.close(other)
+                _be_worker(end, mills)
+            os.close(end)
+            pidfd = os.pidfd_open(pid)
+            children[pidfd] = pid, number
+            poll.register(pidfd, select.POLLIN)
+
+
+def _be_worker(end: int, mills: Sequence[Mill]) -> NoReturn:
+    code = 1
+    try:
+        _die_with(os.getppid())
+        work(Channel(socket.socket(fileno=end)), mills)
+        code = 0
+    except BaseException:  # noqa: BLE001 # nothing may unwind into the fork server's own frames
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(Channel(socket.socket(fileno=int(sys.argv[1]))), int(sys.argv[2]))

@@ -1,0 +1,144 @@
+"""The pipeline: from the members of a sample to its row of every field.
+
+Written in webloader's words. A pipeline is loaded from the server's own Python, never from the network, runs in the
+workers, and is a pure function of the sample and its seed as far as its transforms draw from the seeded generators.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from feedmill_protocol import limits
+from feedmill_protocol.errors import PipelineError, UsageError
+from feedmill_protocol.tensors import ITEM_BYTES, FieldSpec
+
+from .decode import Decode, decoder
+from .fields import Field, parse
+
+__all__ = ["Pipeline", "load"]
+
+Transform = Callable[[Any], Any]
+
+
+class Pipeline:
+    """Fields, how to decode them, what to make of them, and how many make a batch.
+
+    ``fields`` names the members of a sample ("ppm;png;jpg cls"), ``decode`` says how they become objects ("PIL" makes
+    Pillow images in RGB; other members have their natural form), ``transforms`` holds one callable or None for each
+    field. What comes out of the last one must be a tensor, an array or a number, of the same dtype and shape for every
+    sample. ``batch_size`` is what clients get unless they ask for another.
+    """
+
+    def __init__(
+        self,
+        fields: str | Sequence[str],
+        *,
+        decode: Decode = "PIL",
+        transforms: Sequence[Transform | None] | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.fields: tuple[Field, ...] = parse(fields)
+        self._decode = decoder(decode)
+        self._transforms = list(transforms) if transforms is not None else [None] * len(self.fields)
+        if len(self._transforms) != len(self.fields):
+            raise UsageError(
+                f"transforms: {len(self._transforms)} were given for {len(self.fields)} fields; give one for "
+                "each field, None where a field stays as it is"
+            )
+        for transform in self._transforms:
+            if transform is not None and not callable(transform):
+                raise UsageError(f"transforms: {transform!r} is neither callable nor None")
+        if type(batch_size) is not int or not 1 <= batch_size <= limits.BATCH_SAMPLES:
+            raise UsageError(f"batch_size={batch_size!r}: expected an integer in 1..{limits.BATCH_SAMPLES}")
+        self.batch_size = batch_size
+
+    def __call__(self, members: Mapping[str, bytes]) -> list[torch.Tensor]:
+        """Return the row of every field. Raises whatever decoders and transforms raise."""
+        rows = []
+        for field, transform in zip(self.fields, self._transforms, strict=True):
+            extension, data = field.choose(members)
+            value = self._decode(extension, data)
+            if transform is not None:
+                value = transform(value)
+            rows.append(_tensor(field.name, value))
+        return rows
+
+    def specs(self, rows: Sequence[torch.Tensor]) -> tuple[FieldSpec, ...]:
+        """Return what the rows of a sample say of every sample."""
+        return tuple(
+            FieldSpec(field.name, dtype_name(row), tuple(row.shape))
+            for field, row in zip(self.fields, rows, strict=True)
+        )
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """Return a tensor's dtype as the wire names it. Raises TypeError for one that cannot travel."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in ITEM_BYTES:
+        raise TypeError(f"a tensor of {name} cannot be sent; send one of {', '.join(ITEM_BYTES)}")
+    return name
+
+
+def _tensor(field: str, value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, (bool, int, float, complex)):
+        return torch.tensor(value)
+    raise TypeError(
+        f"field {field!r} ends as {type(value).__name__}, which cannot be batched; end its transforms with a tensor, "
+        "an array or a number (ToTensor() for images)"
+    )
+
+
+def load(reference: str) -> tuple[Pipeline, str]:
+    """Load ``FILE.py:NAME`` or ``module:NAME``; return the pipeline and a digest of the source that it stands in.
+
+    Raises PipelineError when that fails in any way.
+    """
+    source, colon, name = reference.rpartition(":")
+    if not colon or not source or not name:
+        raise PipelineError(f"pipeline {reference!r}: expected FILE.py:NAME or module:NAME")
+    try:
+        module, path = _import(source)
+    except Exception as error:
+        raise PipelineError(f"pipeline {reference}: {_describe(error)}") from error
+    pipeline = getattr(module, name, None)
+    if not isinstance(pipeline, Pipeline):
+        known = ", ".join(n for n, v in vars(module).items() if isinstance(v, Pipeline)) or "none"
+        what = "does not exist" if not hasattr(module, name) else f"is a {type(pipeline).__name__}, not a Pipeline"
+        raise PipelineError(f"pipeline {reference}: {name} {what}; pipelines there: {known}")
+    return pipeline, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _import(source: str) -> tuple[Any, Path]:
+    if not source.endswith(".py"):
+        module = importlib.import_module(source)
+        return module, Path(str(module.__file__))
+    path = Path(source).resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module, path
+
+
+def _describe(error: Exception) -> str:
+    """Say what went wrong, and in which line of the user's file."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f" ({Path(where.filename).name}, line {where.lineno})" if where.filename != __file__ else ""
+    return f"{type(error).__name__}: {error}{place}"

@@ -1,0 +1,93 @@
+"""Slots: the shared memory that batches are built in, sent from, and cached in.
+
+A slot is an anonymous memory file. The broker creates it and hands its descriptor to the workers, who write rows; the
+broker sends its bytes without a copy. No name in any file system leads to it: the kernel frees it with the last
+process that holds it, however that process ends, and the size of /dev/shm is no limit.
+
+A slot is busy while a batch lies in it (`SlotPool.take` … `give`) and pinned while libzmq still reads from it. The
+pool owns at most `max_bytes`, whatever they are used for.
+"""
+
+import mmap
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from feedmill_protocol.tensors import FieldSpec, offsets
+
+__all__ = ["Slot", "SlotPool"]
+
+
+class Slot:
+    """One piece of shared memory of ``capacity`` bytes."""
+
+    def __init__(self, number: int, capacity: int) -> None:
+        self.number = number
+        self.capacity = capacity
+        self.pins = 0
+        self.fd = os.memfd_create(f"feedmill-slot-{number}", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, capacity)
+            self._map = mmap.mmap(self.fd, capacity)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.memory = memoryview(self._map)
+
+    def compact(self, fields: Sequence[FieldSpec], samples: int, missing: Sequence[int]) -> None:
+        """Turn the block of a batch of ``samples`` rows into that of the batch without the ``missing`` rows."""
+        kept = np.delete(np.arange(samples), missing)
+        sources, _ = offsets(field.rows(samples) for field in fields)
+        targets, _ = offsets(field.rows(len(kept)) for field in fields)
+        data = np.frombuffer(self._map, np.uint8)
+        for field, source, target in zip(fields, sources, targets, strict=True):
+            row = field.rows(1).nbytes
+            rows = data[source : source + samples * row].reshape(samples, row)
+            # Rows only ever move towards the start, and fields are moved in order: nothing is overwritten unread.
+            data[target : target + len(kept) * row] = rows[kept].reshape(-1)
+
+    def close(self) -> None:
+        """Give the memory back; what libzmq still holds of it stays until it lets go."""
+        self.memory.release()
+        self._map.close()
+        os.close(self.fd)
+
+
+class SlotPool:
+    """Slots of together at most ``max_bytes``."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.retired: list[int] = []  # numbers of slots that are gone, for the workers to unmap
+        self._free: list[Slot] = []
+        self._created = 0
+
+    def take(self, nbytes: int) -> Slot | None:
+        """Return a slot of at least nbytes, or None while the memory is in use."""
+        # A slot of twice the size would waste what others need.
+        fitting = [slot for slot in self._free if nbytes <= slot.capacity <= 2 * nbytes + mmap.PAGESIZE]
+        if fitting:
+            slot = min(fitting, key=lambda s: s.capacity)
+            self._free.remove(slot)
+            return slot
+        capacity = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        while self.bytes + capacity > self.max_bytes and self._free:
+            self._retire(self._free[0])
+        if self.bytes + capacity > self.max_bytes:
+            return None
+        self._created += 1
+        slot = Slot(self._created, capacity)
+        self.bytes += capacity
+        return slot
+
+    def give(self, slot: Slot) -> None:
+        """Take back a slot that is neither used nor pinned."""
+        self._free.append(slot)
+
+    def _retire(self, slot: Slot) -> None:
+        self._free.remove(slot)
+        self.bytes -= slot.capacity
+        self.retired.append(slot.number)
+        slot.close()

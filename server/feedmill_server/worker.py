@@ -1,0 +1,140 @@
+"""A worker: reads, decodes and transforms samples, each straight into its row of a slot.
+
+A process forked by the fork server. It serves one channel, one part of a batch at a time, and ends when the channel
+closes. It decides nothing: what becomes of bad samples, dead workers and finished parts is the broker's business.
+
+Conversation: the broker sends ``part``, ``probe`` and ``drop``; the worker answers ``done``, ``probed`` or ``unfit``.
+"""
+
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from feedmill_protocol.errors import ShardError
+from feedmill_protocol.hashing import sample_seeds
+from feedmill_protocol.tensors import FieldSpec, offsets
+
+from .channel import Channel, ChannelClosed
+from .pipeline import Pipeline, dtype_name
+from .randomness import seed_generators
+from .shards import ShardStore
+
+__all__ = ["Mill", "work"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mill:
+    """What a worker needs of a stream."""
+
+    pipeline: Pipeline
+    store: ShardStore
+
+    def sample(self, shard: int, index: int, seed: int) -> list[torch.Tensor]:
+        """Return the row of every field of one sample."""
+        opened = self.store.open(shard)
+        wanted = opened.index.members(index)
+        chosen = dict(field.choose(wanted) for field in self.pipeline.fields)
+        members = {extension: bytes(opened.read(*place)) for extension, place in chosen.items()}
+        seed_generators(seed)
+        return self.pipeline(members)
+
+    def key(self, shard: int, index: int) -> str:
+        """Return a sample's key."""
+        return self.store.open(shard).index.key(index)
+
+
+def work(channel: Channel, mills: Sequence[Mill]) -> None:
+    """Serve a channel until it closes."""
+    torch.set_num_threads(1)  # the workers are the parallelism
+    slots: dict[int, mmap.mmap] = {}
+    try:
+        while True:
+            (kind, *message), fds = channel.receive()
+            for fd in fds:
+                slots[message[0]] = mmap.mmap(fd, 0)
+                os.close(fd)
+            if kind == "part":
+                channel.send("done", *_part(mills, slots, *message))
+            elif kind == "probe":
+                channel.send(*_probe(mills[message[0]], *message[1:]))
+            elif kind == "drop":
+                slots.pop(message[0]).close()
+    except ChannelClosed:
+        return
+
+
+def _part(
+    mills: Sequence[Mill],
+    slots: dict[int, mmap.mmap],
+    slot: int,
+    stream: int,
+    fields: list[list[Any]],
+    rows: int,
+    first: int,
+    seed: int,
+    epoch: int,
+    samples: bytes,
+) -> tuple[list[str], list[tuple[int, int, str, str]]]:
+    """Fill the rows from ``first`` on of a batch of ``rows``; return all keys, and what was bad.
+
+    ``samples`` is an int64 array of (shard, index). A bad sample is (row, shard, key, reason); a key of "" says that
+    the whole shard is bad.
+    """
+    mill = mills[stream]
+    specs = [FieldSpec(name, dtype, tuple(shape)) for name, dtype, shape in fields]
+    targets = _views(slots[slot], specs, rows)
+    wanted = np.frombuffer(samples, np.int64).reshape(-1, 2)
+    seeds = sample_seeds(seed, epoch, wanted[:, 0], wanted[:, 1])
+    keys: list[str] = []
+    bad = []
+    for row, ((shard, index), sample_seed) in enumerate(zip(wanted.tolist(), seeds.tolist(), strict=True), first):
+        key = ""
+        try:
+            key = mill.key(shard, index)
+            values = mill.sample(shard, index, sample_seed)
+            for target, spec, value in zip(targets, specs, values, strict=True):
+                _require(spec, value)
+                target[row].copy_(value)
+        except ShardError as error:
+            bad.append((row, shard, "", error.reason))
+        except Exception as error:  # noqa: BLE001 # the user's transforms may raise anything
+            bad.append((row, shard, key, _reason(error)))
+        keys.append(key)
+    return keys, bad
+
+
+def _probe(mill: Mill, shard: int, index: int) -> tuple[Any, ...]:
+    """Run one sample to learn what the rows of a stream look like."""
+    try:
+        specs = mill.pipeline.specs(mill.sample(shard, index, 0))
+    except Exception as error:  # noqa: BLE001
+        reason = error.reason if isinstance(error, ShardError) else _reason(error)
+        return "unfit", reason
+    return "probed", [(spec.name, spec.dtype, spec.shape) for spec in specs]
+
+
+def _views(slot: mmap.mmap, specs: Sequence[FieldSpec], rows: int) -> list[torch.Tensor]:
+    """Return the tensors of a batch in a slot's memory."""
+    tensors = [spec.rows(rows) for spec in specs]
+    starts, _ = offsets(tensors)
+    return [
+        torch.frombuffer(slot, dtype=getattr(torch, t.dtype), count=int(np.prod(t.shape)), offset=start).view(t.shape)
+        for t, start in zip(tensors, starts, strict=True)
+    ]
+
+
+def _require(spec: FieldSpec, value: torch.Tensor) -> None:
+    if tuple(value.shape) != spec.shape or dtype_name(value) != spec.dtype:
+        raise ValueError(
+            f"field {spec.name!r} is {dtype_name(value)} {list(value.shape)}, but the stream's first sample had "
+            f"{spec.dtype} {list(spec.shape)}; end its transforms with a fixed size and dtype"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

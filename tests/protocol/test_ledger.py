@@ -1,0 +1,1044 @@
+"""The ledger, in conversations: what servers say and when, and what the ledger asks, accepts and raises."""
+
+from dataclasses import replace
+from math import inf
+from random import Random
+
+import pytest
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
+
+from feedmill_protocol import limits
+from feedmill_protocol.errors import (
+    DataError,
+    ProtocolError,
+    SampleError,
+    ServerUnavailable,
+    ShardError,
+    StreamMismatch,
+)
+from feedmill_protocol.ledger import ATTEMPTS, PING_EVERY, SILENCE, Key, Ledger, Outgoing, State
+from feedmill_protocol.messages import (
+    Batch,
+    Bye,
+    Cancel,
+    Drain,
+    Fail,
+    Get,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Reject,
+    Skipped,
+    Welcome,
+)
+from feedmill_protocol.tensors import FieldSpec, TensorSpec
+
+SAMPLES = 4
+IMAGE = FieldSpec("image", "uint8", (3, 8, 8))
+LABEL = FieldSpec("label", "int64", ())
+TIMEOUT = 30.0
+
+
+# What servers say.
+
+
+def welcome(server: str = "a", *, workers: int = 1, counts: bool = True) -> Welcome:
+    return Welcome(
+        server=server,
+        boot=f"{server}-1",
+        stream="train",
+        fields=(IMAGE, LABEL),
+        batch_size=SAMPLES,
+        catalog="c0ffee",
+        fingerprint="f00d",
+        shards=10,
+        workers=workers,
+        counts=counts,
+    )
+
+
+def batch_for(get: Get, missing: int = 0) -> Batch:
+    n = SAMPLES - missing
+    return Batch(
+        epoch=get.epoch,
+        batch=get.batch,
+        attempt=get.attempt,
+        tensors=(IMAGE.rows(n), LABEL.rows(n)),
+        keys=0,
+        missing=missing,
+    )
+
+
+def fail_for(get: Get, *, retryable: bool = True, shard: str = "", key: str = "") -> Fail:
+    return Fail(
+        epoch=get.epoch,
+        batch=get.batch,
+        attempt=get.attempt,
+        retryable=retryable,
+        reason="no memory",
+        shard=shard,
+        key=key,
+    )
+
+
+# What the client does.
+
+
+def get(number: int, *, on_error: str = "raise") -> Get:
+    return Get(stream="train", fingerprint="f00d", seed=1, epoch=0, batch=number, spans=1, on_error=on_error)
+
+
+def want(ledger: Ledger, *numbers: int, now: float = 0.0, on_error: str = "raise") -> None:
+    for number in numbers:
+        ledger.want(get(number, on_error=on_error), b"spans %d" % number, SAMPLES, now)
+
+
+def sent(ledger: Ledger, server: str | None = None) -> list[Message]:
+    """Empty the outbox; return the messages for a server, or for all."""
+    out = list(ledger.outbox)
+    ledger.outbox.clear()
+    return [o.message for o in out if server in (None, o.server)]
+
+
+def gets(ledger: Ledger) -> dict[str, list[Get]]:
+    """Empty the outbox; return what was asked of whom."""
+    asked: dict[str, list[Get]] = {}
+    for out in ledger.outbox:
+        if isinstance(out.message, Get):
+            asked.setdefault(out.server, []).append(out.message)
+    ledger.outbox.clear()
+    return asked
+
+
+def only_get(ledger: Ledger, server: str) -> Get:
+    """Empty the outbox; return the one batch that was asked for, of this server."""
+    asked = gets(ledger)
+    assert list(asked) == [server]
+    (found,) = asked[server]
+    return found
+
+
+def ready(*servers: str, timeout: float = TIMEOUT, **workers: int) -> Ledger:
+    """Return a ledger at time 0 to which these servers are welcome, with an empty outbox."""
+    ledger = Ledger("train", timeout=timeout, now=0.0)
+    for server in servers:
+        ledger.add(server)
+        ledger.connected(server, 0.0)
+        ledger.received(server, welcome(server, workers=workers.get(server, 1)), 0.0)
+    ledger.outbox.clear()
+    return ledger
+
+
+def chatter(ledger: Ledger, *servers: str, until: float, start: float = 0.0) -> None:
+    """Let time pass in which these servers, and no others, answer pings, but get nowhere."""
+    now = start
+    while now < until:
+        now = min(now + PING_EVERY, until)
+        for server in servers:
+            ledger.received(server, Pong(progress=0, queue=0), now)
+        ledger.tick(now)
+
+
+# Greeting.
+
+
+def test_a_server_is_greeted_when_its_connection_stands() -> None:
+    """Not before: what is sent without a connection is lost."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    ledger.add("a")
+    assert not ledger.outbox
+    assert ledger.describe() == {"a": "no connection"}
+    ledger.connected("a", 1.0)
+    assert list(ledger.outbox) == [Outgoing("a", Hello(stream="train", catalog=""), b"")]
+    assert ledger.describe() == {"a": "connected, but no answer yet"}
+
+
+def test_the_first_welcome_is_the_contract_and_its_counts_are_wanted() -> None:
+    """The catalog is received once, whoever sends it first, and not asked for again."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    for server in ("a", "b"):
+        ledger.add(server)
+        ledger.connected(server, 0.0)
+    assert ledger.received("b", welcome("b"), 0.1)
+    assert ledger.contract == welcome("b")
+    assert not ledger.received("a", welcome("a"), 0.1)
+    assert not ledger.received("b", welcome("b"), 0.2)
+    sent(ledger)
+    ledger.add("c")
+    ledger.connected("c", 0.3)
+    assert sent(ledger) == [Hello(stream="train", catalog="c0ffee")]
+    assert not ledger.received("c", welcome("c", counts=False), 0.4)
+    assert ledger.describe() == dict.fromkeys("abc", "ready")
+
+
+def test_one_welcome_said_by_two_is_read_once() -> None:
+    """Within a process two servers may hand over the very same object."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    same = welcome()
+    for server in ("a", "b"):
+        ledger.add(server)
+        ledger.connected(server, 0.0)
+    assert [ledger.received(server, same, 0.0) for server in ("a", "b")] == [True, False]
+
+
+def test_a_server_that_does_not_answer_is_greeted_again() -> None:
+    """A broker that was still starting may have lost the first HELLO."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    ledger.add("a")
+    ledger.connected("a", 0.0)
+    sent(ledger)
+    ledger.tick(PING_EVERY / 2)
+    assert not ledger.outbox
+    ledger.tick(PING_EVERY)
+    assert sent(ledger) == [Hello(stream="train")]
+
+
+def test_adding_a_known_server_changes_nothing() -> None:
+    """A name is looked up again and again and mostly resolves to what is known."""
+    ledger = ready("a")
+    want(ledger, 0)
+    sent(ledger)
+    ledger.add("a")
+    assert ledger.describe() == {"a": "ready"}
+    assert not ledger.outbox
+
+
+# Asking.
+
+
+def test_what_is_wanted_is_asked_at_once_with_its_spans() -> None:
+    """The request goes out as it was given, with an attempt of its own."""
+    ledger = ready("a")
+    want(ledger, 7)
+    assert list(ledger.outbox) == [Outgoing("a", replace(get(7), attempt=1), b"spans 7")]
+    assert ledger.open == 1
+
+
+def test_what_is_wanted_early_is_asked_when_a_server_is_ready() -> None:
+    """Oldest first."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    want(ledger, 2, 0, 1)
+    ledger.add("a")
+    ledger.connected("a", 0.0)
+    assert gets(ledger) == {}
+    ledger.received("a", welcome(), 0.1)
+    assert [g.batch for g in gets(ledger)["a"]] == [2, 0, 1]
+
+
+def test_the_least_busy_server_is_asked() -> None:
+    """Equal servers take turns."""
+    ledger = ready("a", "b")
+    want(ledger, *range(6))
+    assert {server: len(asked) for server, asked in gets(ledger).items()} == {"a": 3, "b": 3}
+
+
+def test_a_server_with_more_workers_is_asked_for_more() -> None:
+    """In proportion to the workers, at every moment."""
+    ledger = ready("a", "b", a=12, b=4)
+    for n in range(1, 9):
+        want(ledger, *range(4 * (n - 1), 4 * n))
+        assert {server: len(asked) for server, asked in gets(ledger).items()} == {"a": 3, "b": 1}
+
+
+def test_a_finished_batch_makes_room_for_the_next() -> None:
+    """Whoever is done first is asked first."""
+    ledger = ready("a", "b")
+    want(ledger, 0, 1)
+    asked = gets(ledger)
+    assert ledger.received("b", batch_for(asked["b"][0]), 0.1)
+    want(ledger, 2)
+    assert only_get(ledger, "b").batch == 2
+
+
+def test_no_server_is_asked_for_more_than_its_credit() -> None:
+    """The rest waits, and goes out one by one as batches come, or are forgotten."""
+    ledger = ready("a")
+    want(ledger, *range(limits.OUTSTANDING + 3))
+    asked = gets(ledger)["a"]
+    assert [g.batch for g in asked] == list(range(limits.OUTSTANDING))
+    ledger.received("a", batch_for(asked[5]), 0.1)
+    assert only_get(ledger, "a").batch == limits.OUTSTANDING
+    ledger.forget((0, 6))
+    assert only_get(ledger, "a").batch == limits.OUTSTANDING + 1
+    ledger.forget((0, limits.OUTSTANDING + 2))
+    ledger.received("a", batch_for(asked[7]), 0.2)
+    assert gets(ledger) == {}
+    assert ledger.open == limits.OUTSTANDING - 1
+
+
+def test_a_batch_that_is_wanted_again_is_a_new_request() -> None:
+    """The old one is cancelled, and its reply, which may be of another seed, is not taken for the new one's."""
+    ledger = ready("a")
+    want(ledger, 0)
+    old = only_get(ledger, "a")
+    ledger.want(replace(get(0), seed=2), b"other", SAMPLES, 0.0)
+    assert sent(ledger) == [Cancel(epoch=0, batch=0), replace(get(0), seed=2, attempt=2)]
+    assert not ledger.received("a", batch_for(old), 0.1)
+    assert ledger.received("a", batch_for(replace(old, attempt=2)), 0.2)
+    assert (ledger.open, ledger.duplicates) == (0, 1)
+    ledger.disconnected("a")
+
+
+def test_a_reply_to_a_forgotten_request_is_not_taken_for_a_later_one() -> None:
+    """Attempts are counted over all requests, so a number never comes back."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    old = only_get(ledger, "a")
+    ledger.forget((0, 0))
+    ledger.received("a", Drain(), 0.0)
+    want(ledger, 0)
+    new = only_get(ledger, "b")
+    assert old.attempt != new.attempt
+    assert not ledger.received("a", batch_for(old), 0.1)
+    assert not ledger.received("a", batch_for(new), 0.1)  # b was asked this, not a
+    assert ledger.received("b", batch_for(new), 0.2)
+
+
+# Losing servers.
+
+
+def test_a_lost_servers_batches_are_asked_elsewhere_oldest_first() -> None:
+    """Before anything that was never asked."""
+    ledger = ready("a", "b")
+    want(ledger, 0, 1, 2, 3)
+    lost = gets(ledger)["a"]
+    ledger.disconnected("a")
+    assert [g.batch for g in gets(ledger)["b"]] == [g.batch for g in lost]
+    assert ledger.asked_again == 2
+    assert ledger.describe() == {"a": "no connection", "b": "ready"}
+
+
+def test_with_no_server_left_everything_waits_for_one() -> None:
+    """A server that comes back is asked for all of it, in order."""
+    ledger = ready("a")
+    want(ledger, 0, 1)
+    sent(ledger)
+    ledger.disconnected("a")
+    want(ledger, 2)
+    assert not ledger.outbox
+    ledger.connected("a", 5.0)
+    assert sent(ledger) == [Hello(stream="train", catalog="c0ffee")]
+    ledger.received("a", welcome(counts=False), 5.1)
+    assert [g.batch for g in gets(ledger)["a"]] == [0, 1, 2]
+
+
+def test_a_connection_that_stands_anew_has_lost_what_was_asked_over_the_old_one() -> None:
+    """Though nobody said that the old one was gone; others are asked at once."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    only_get(ledger, "a")
+    ledger.connected("a", 1.0)
+    assert list(ledger.outbox) == [
+        Outgoing("a", Hello(stream="train", catalog="c0ffee")),
+        Outgoing("b", replace(get(0), attempt=2), b"spans 0"),
+    ]
+
+
+def test_a_silent_server_is_suspect_and_others_are_asked() -> None:
+    """After SILENCE, not before; it is still pinged."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    only_get(ledger, "a")
+    chatter(ledger, "b", until=SILENCE - 0.01)
+    assert ledger.describe()["a"] == "ready"
+    assert gets(ledger) == {}
+    chatter(ledger, "b", start=SILENCE - 0.01, until=SILENCE)
+    assert ledger.describe() == {"a": "silent", "b": "ready"}
+    assert only_get(ledger, "b").batch == 0
+    ledger.received("b", Pong(progress=0, queue=0), SILENCE + PING_EVERY)
+    ledger.tick(SILENCE + PING_EVERY)
+    assert sent(ledger, "a") == [Ping()]
+
+
+def test_the_late_reply_of_a_suspect_is_a_duplicate() -> None:
+    """The first reply won, the second is dropped and counted, and its server is trusted again."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    first = only_get(ledger, "a")
+    chatter(ledger, "b", until=SILENCE)
+    second = only_get(ledger, "b")
+    assert ledger.received("b", batch_for(second), SILENCE)
+    assert not ledger.received("a", batch_for(first), SILENCE + 0.1)
+    assert ledger.duplicates == 1
+    assert ledger.describe()["a"] == "ready"
+
+
+def test_the_late_reply_of_a_suspect_may_be_the_first() -> None:
+    """Then it wins, and the other server is told to stop."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    first = only_get(ledger, "a")
+    chatter(ledger, "b", until=SILENCE)
+    second = only_get(ledger, "b")
+    assert ledger.received("a", batch_for(first), SILENCE + 0.1)
+    assert list(ledger.outbox) == [Outgoing("b", Cancel(epoch=0, batch=0))]
+    assert not ledger.received("b", batch_for(second), SILENCE + 0.2)
+    assert (ledger.open, ledger.duplicates, ledger.asked_again) == (0, 1, 1)
+
+
+def test_a_reply_that_was_read_before_the_connection_went_still_counts() -> None:
+    """Sockets report a loss and deliver what came before it in either order."""
+    ledger = ready("a")
+    want(ledger, 0)
+    asked = only_get(ledger, "a")
+    ledger.disconnected("a")
+    assert ledger.received("a", batch_for(asked), 0.1)
+    assert ledger.describe() == {"a": "no connection"}
+
+
+@pytest.mark.parametrize("message", [Drain(), Reject(code="limit", reason="")], ids=["DRAIN", "REJECT"])
+def test_last_words_do_not_bring_a_connection_back(message: Message) -> None:
+    """What a lost server said before changes nothing, and nothing is sent to it."""
+    ledger = ready("a")
+    ledger.disconnected("a")
+    ledger.received("a", message, 0.1)
+    ledger.tick(10.0)
+    assert ledger.describe() == {"a": "no connection"}
+    assert not ledger.outbox
+
+
+def test_a_removed_server_is_left_politely_and_its_batches_asked_elsewhere() -> None:
+    """BYE lets it drop what it was asked for."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    sent(ledger)
+    ledger.remove("a")
+    assert [(o.server, o.message.type) for o in ledger.outbox] == [("a", "BYE"), ("b", "GET")]
+    assert ledger.describe() == {"b": "ready"}
+
+
+def test_removing_a_server_without_a_connection_says_nothing() -> None:
+    """Nor does removing one that is not known."""
+    ledger = ready("a")
+    ledger.disconnected("a")
+    ledger.remove("a")
+    ledger.remove("a")
+    assert not ledger.outbox
+    assert ledger.describe() == {}
+
+
+# Draining.
+
+
+def test_a_draining_server_finishes_and_is_asked_no_more() -> None:
+    """What it was asked for stays with it; it is no failure of its batches if it hands one back."""
+    ledger = ready("a", "b")
+    want(ledger, 0, 1)
+    asked = gets(ledger)
+    ledger.received("a", Drain(), 0.1)
+    want(ledger, 2, 3)
+    assert [g.batch for g in gets(ledger)["b"]] == [2, 3]
+    assert ledger.received("a", batch_for(asked["a"][0]), 0.2)
+    assert ledger.describe() == {"a": "shutting down", "b": "ready"}
+
+
+def test_what_a_draining_server_hands_back_is_no_failure() -> None:
+    """However often: ATTEMPTS counts servers that tried."""
+    ledger = ready("a")
+    want(ledger, 0)
+    for number in range(2 * ATTEMPTS):
+        asked = only_get(ledger, "a")
+        ledger.received("a", Drain(), number)
+        ledger.received("a", fail_for(asked), number)
+        ledger.disconnected("a")
+        ledger.connected("a", number)
+        ledger.received("a", welcome(), number)
+    assert ledger.open == 1
+
+
+def test_a_draining_server_that_falls_silent_loses_its_batches() -> None:
+    """One that hangs while it shuts down must not hold the epoch up."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    only_get(ledger, "a")
+    ledger.received("a", Drain(), 0.0)
+    chatter(ledger, "b", until=SILENCE)
+    assert only_get(ledger, "b").batch == 0
+    assert ledger.describe()["a"] == "shutting down"
+
+
+def test_a_draining_server_that_is_full_keeps_draining() -> None:
+    """REJECT takes back what it was asked for, and does not make it greetable again."""
+    ledger = ready("a")
+    want(ledger, 0)
+    ledger.received("a", Drain(), 0.0)
+    ledger.received("a", Reject(code="limit", reason=""), 0.1)
+    sent(ledger)
+    ledger.tick(1.0)
+    assert sent(ledger) == [Ping()]
+    assert ledger.describe() == {"a": "shutting down"}
+
+
+# Failing.
+
+
+def test_a_failed_batch_is_asked_of_somebody_else() -> None:
+    """Even of a busier server."""
+    ledger = ready("a", "b")
+    want(ledger, 0, 1, 2)
+    asked = gets(ledger)
+    ledger.received("b", batch_for(asked["b"][0]), 0.1)
+    ledger.received("a", fail_for(asked["a"][0]), 0.1)
+    assert only_get(ledger, "b").batch == 0
+    want(ledger, 3, 4)
+    ledger.received("a", fail_for(asked["a"][1]), 0.1)
+    assert {s: [g.batch for g in got] for s, got in gets(ledger).items()} == {"a": [3], "b": [4, 2]}
+
+
+def test_the_only_server_is_asked_again_though_it_failed() -> None:
+    """Better than waiting for another."""
+    ledger = ready("a")
+    want(ledger, 0)
+    first = only_get(ledger, "a")
+    ledger.received("a", fail_for(first), 0.1)
+    again = only_get(ledger, "a")
+    assert again == replace(first, attempt=first.attempt + 1)
+
+
+def test_a_batch_that_fails_everywhere_ends_the_feed() -> None:
+    """After ATTEMPTS failures, with the last reason and where it came from."""
+    ledger = ready("a", "b")
+    want(ledger, 7)
+    for number in range(ATTEMPTS):
+        (server, (asked,)) = next(iter(gets(ledger).items()))
+        if number < ATTEMPTS - 1:
+            ledger.received(server, fail_for(asked), 0.1)
+            continue
+        with pytest.raises(DataError) as caught:
+            ledger.received(server, fail_for(asked), 0.1)
+        assert str(caught.value) == f"batch 7 of epoch 0 failed 3 times, last at {server}: no memory"
+
+
+@pytest.mark.parametrize(
+    ("shard", "key", "error", "sentence"),
+    [
+        ("a.tar", "0003", SampleError, "shard a.tar, sample 0003: no memory"),
+        ("a.tar", "", ShardError, "shard a.tar: no memory"),
+        ("", "", DataError, "no memory"),
+    ],
+)
+def test_bad_data_ends_the_feed_at_once(shard: str, key: str, error: type[DataError], sentence: str) -> None:
+    """No other server would fare better; the error names what the server named."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    asked = only_get(ledger, "a")
+    with pytest.raises(DataError) as caught:
+        ledger.received("a", fail_for(asked, retryable=False, shard=shard, key=key), 0.1)
+    assert type(caught.value) is error
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_a_late_failure_is_dropped(retryable: bool) -> None:  # noqa: FBT001 - pytest passes it by name
+    """Of a batch that came meanwhile, that is asked elsewhere, or that was asked again of the same server."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    first = only_get(ledger, "a")
+    chatter(ledger, "b", until=SILENCE)
+    second = only_get(ledger, "b")
+    ledger.received("a", fail_for(first, retryable=retryable), SILENCE)
+    ledger.disconnected("b")
+    third = only_get(ledger, "a")
+    ledger.received("a", fail_for(first, retryable=retryable), SILENCE)
+    assert ledger.received("a", batch_for(third), SILENCE)
+    ledger.received("b", fail_for(second, retryable=retryable), SILENCE)
+    assert gets(ledger) == {}
+
+
+# Forgetting.
+
+
+def test_a_forgotten_batch_is_cancelled() -> None:
+    """Its late reply is a duplicate."""
+    ledger = ready("a")
+    want(ledger, 0)
+    asked = only_get(ledger, "a")
+    ledger.forget((0, 0))
+    assert sent(ledger) == [Cancel(epoch=0, batch=0)]
+    assert ledger.open == 0
+    assert not ledger.received("a", batch_for(asked), 0.1)
+    assert ledger.duplicates == 1
+
+
+def test_forgetting_what_nobody_was_asked_for_says_nothing() -> None:
+    """Nor does forgetting what was never wanted; neither is asked for later."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    want(ledger, 0)
+    ledger.forget((0, 0))
+    ledger.forget((0, 1))
+    ledger.add("a")
+    ledger.connected("a", 0.0)
+    ledger.received("a", welcome(), 0.0)
+    assert sent(ledger) == [Hello(stream="train")]
+
+
+# Skipping.
+
+
+def test_a_batch_may_lack_what_may_be_skipped() -> None:
+    """Even all of it; the tensors are that much shorter."""
+    ledger = ready("a")
+    want(ledger, 0, 1, on_error="skip")
+    first, second = gets(ledger)["a"]
+    lost = Skipped("a.tar", "0003", "truncated")
+    assert ledger.received("a", replace(batch_for(first, missing=1), skipped=(lost,)), 0.1)
+    assert ledger.received("a", batch_for(second, missing=SAMPLES), 0.1)
+
+
+# Hostile and broken servers.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tensors": ()}, r"BATCH has tensors \(\), where"),
+        ({"tensors": (IMAGE.rows(SAMPLES),)}, "BATCH has tensors"),
+        ({"tensors": (LABEL.rows(SAMPLES), IMAGE.rows(SAMPLES))}, "BATCH has tensors"),
+        ({"tensors": (IMAGE.rows(SAMPLES), LABEL.rows(SAMPLES - 1))}, "BATCH has tensors"),
+        ({"tensors": (TensorSpec("int8", (SAMPLES, 3, 8, 8)), LABEL.rows(SAMPLES))}, "BATCH has tensors"),
+        ({"missing": 1}, "BATCH lacks 1 samples, though none may be skipped"),
+        ({"skipped": (Skipped("s", "k", "r"),)}, "BATCH lacks 0 samples, but names 1"),
+        ({"attempt": 0}, "BATCH for attempt 0, which was never made"),
+        ({"attempt": 2}, "BATCH for attempt 2, which was never made"),
+    ],
+)
+def test_a_batch_that_breaks_the_contract_ends_the_feed(change: dict[str, object], message: str) -> None:
+    """Wrong tensors, missing samples, and attempts that nobody made are named with the server."""
+    ledger = ready("a")
+    want(ledger, 0)
+    asked = only_get(ledger, "a")
+    with pytest.raises(ProtocolError, match=f"^a: {message}"):
+        ledger.received("a", replace(batch_for(asked), **change), 0.1)  # type: ignore[arg-type]
+
+
+def test_more_samples_cannot_be_missing_than_there_were() -> None:
+    """No shape is negative."""
+    ledger = ready("a")
+    want(ledger, 0, on_error="skip")
+    asked = only_get(ledger, "a")
+    with pytest.raises(ProtocolError, match="BATCH has tensors"):
+        ledger.received("a", replace(batch_for(asked), missing=SAMPLES + 1), 0.1)
+
+
+def test_a_batch_that_was_asked_of_another_server_is_not_taken() -> None:
+    """Guessing an attempt is not enough."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    asked = only_get(ledger, "a")
+    assert not ledger.received("b", batch_for(asked), 0.1)
+    assert ledger.open == 1
+    assert ledger.received("a", batch_for(asked), 0.2)
+
+
+def test_a_batch_nobody_asked_for_is_not_taken() -> None:
+    """Its name differs from that of the request whose attempt it claims."""
+    ledger = ready("a")
+    want(ledger, 0)
+    asked = only_get(ledger, "a")
+    assert not ledger.received("a", replace(batch_for(asked), batch=1), 0.1)
+    assert ledger.open == 1
+
+
+def test_a_batch_before_welcome_ends_the_feed() -> None:
+    """Nobody can have asked for it."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    want(ledger, 0)
+    ledger.add("a")
+    ledger.connected("a", 0.0)
+    with pytest.raises(ProtocolError, match="a: BATCH before WELCOME"):
+        ledger.received("a", batch_for(replace(get(0), attempt=1)), 0.1)
+
+
+@pytest.mark.parametrize("message", [Hello(), get(0), Cancel(epoch=0, batch=0), Ping(), Bye()], ids=lambda m: m.type)
+def test_a_clients_message_from_a_server_ends_the_feed(message: Message) -> None:
+    """Each direction has its messages."""
+    ledger = ready("a")
+    with pytest.raises(ProtocolError, match=f"a: {message.type} is no message from a server"):
+        ledger.received("a", message, 0.1)
+
+
+def test_a_welcome_must_bring_the_catalog_that_was_asked_for() -> None:
+    """Without counts there is no plan."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    ledger.add("a")
+    ledger.connected("a", 0.0)
+    with pytest.raises(ProtocolError, match="a: WELCOME without the catalog that was asked for"):
+        ledger.received("a", welcome(counts=False), 0.1)
+
+
+def test_a_welcome_to_another_stream_ends_the_feed() -> None:
+    """Nobody trains on val by accident; "" takes whatever the server's only stream is called."""
+    for name, agrees in (("val", False), ("train", True), ("", True)):
+        ledger = Ledger(name, timeout=TIMEOUT, now=0.0)
+        ledger.add("a")
+        ledger.connected("a", 0.0)
+        if agrees:
+            assert ledger.received("a", welcome(), 0.1)
+            continue
+        with pytest.raises(ProtocolError, match="a: WELCOME to stream 'train', not 'val'"):
+            ledger.received("a", welcome(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"catalog": "beef"}, "b: stream 'train' has catalog beef, but a has c0ffee; "),
+        ({"fingerprint": "beef"}, "b: stream 'train' has fingerprint beef, but a has f00d; "),
+        ({"batch_size": 5}, "b: stream 'train' has batch_size 5, but a has 4; "),
+        ({"fields": (IMAGE,)}, "b: stream 'train' has fields (FieldSpec(name='image'"),
+        ({"stream": "val"}, "b: stream 'val' has stream val, but a has train; "),
+    ],
+)
+def test_servers_that_disagree_end_the_feed(change: dict[str, object], sentence: str) -> None:
+    """Both sides of the disagreement are named, with the remedy."""
+    ledger = ready("a")
+    ledger.add("b")
+    ledger.connected("b", 0.0)
+    with pytest.raises(StreamMismatch) as caught:
+        ledger.received("b", replace(welcome("b"), **change), 0.1)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(sentence)
+    assert "all servers of a stream must serve the same shards" in str(caught.value)
+
+
+def test_a_server_that_comes_back_different_ends_the_feed() -> None:
+    """A restart with another pipeline is found out before the first batch."""
+    ledger = ready("a")
+    ledger.disconnected("a")
+    ledger.connected("a", 1.0)
+    with pytest.raises(StreamMismatch, match="fingerprint beef"):
+        ledger.received("a", replace(welcome(), fingerprint="beef"), 1.1)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("version", ProtocolError),
+        ("stream", StreamMismatch),
+        ("fingerprint", StreamMismatch),
+        ("protocol", ProtocolError),
+    ],
+)
+def test_a_rejection_for_good_ends_the_feed(code: str, error: type[Exception]) -> None:
+    """With the server's own words."""
+    ledger = ready("a")
+    with pytest.raises(error) as caught:
+        ledger.received("a", Reject(code=code, reason="there is 'train'"), 0.1)
+    assert type(caught.value) is error
+    assert str(caught.value) == "a: there is 'train'"
+
+
+def test_a_full_server_is_greeted_again_later() -> None:
+    """What it was asked for goes elsewhere; after a while it is asked whether it has room."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    only_get(ledger, "a")
+    ledger.received("a", Reject(code="limit", reason="busy"), 0.1)
+    assert only_get(ledger, "b").batch == 0
+    ledger.tick(0.1)
+    assert sent(ledger, "a") == []
+    ledger.tick(0.1 + PING_EVERY)
+    assert sent(ledger, "a") == [Hello(stream="train", catalog="c0ffee")]
+    ledger.received("a", welcome(counts=False), 1.0)
+    want(ledger, 1)
+    assert only_get(ledger, "a").batch == 1
+
+
+# Time.
+
+
+def test_servers_are_pinged_regularly() -> None:
+    """Every PING_EVERY, and not because somebody calls more often."""
+    ledger = ready("a")
+    pings = []
+    for tenth in range(1, 21):
+        now = tenth * PING_EVERY / 10
+        ledger.received("a", Pong(progress=0, queue=0), now)
+        ledger.tick(now)
+        pings += sent(ledger)
+    assert pings == [Ping(), Ping()]
+
+
+def test_nobody_making_progress_ends_the_feed_exactly_at_the_deadline() -> None:
+    """Answering pings is not enough; the error says what is known of each server."""
+    ledger = ready("a", "b")
+    want(ledger, 0, now=5.0)
+    ledger.disconnected("b")
+    ledger.received("a", Pong(progress=7, queue=3), 5.0)
+    for now in (6.0, 20.0, 34.9):
+        ledger.received("a", Pong(progress=7, queue=3), now)
+        ledger.tick(now)
+    with pytest.raises(ServerUnavailable) as caught:
+        ledger.tick(35.0)
+    assert caught.value.servers == {"a": "ready", "b": "no connection"}
+    assert caught.value.timeout == TIMEOUT
+
+
+def test_progress_counters_that_move_hold_the_deadline_off() -> None:
+    """A batch may take longer than the timeout, as long as parts of it get done."""
+    ledger = ready("a")
+    want(ledger, 0)
+    for number in range(1, 10):
+        now = number * (TIMEOUT - 1)
+        ledger.received("a", Pong(progress=number, queue=1), now)
+        ledger.tick(now)
+    ledger.tick(now + TIMEOUT - 0.1)
+    with pytest.raises(ServerUnavailable):
+        ledger.tick(now + TIMEOUT)
+
+
+def test_the_progress_of_a_server_that_was_asked_nothing_does_not_count() -> None:
+    """It works for others."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    only_get(ledger, "a")
+    for now in (10.0, 20.0, 29.0):
+        ledger.received("a", Pong(progress=0, queue=1), 0.0)
+        ledger.received("b", Pong(progress=int(now), queue=0), now)
+    with pytest.raises(ServerUnavailable):
+        ledger.tick(30.0)
+
+
+def test_a_batch_that_comes_holds_the_deadline_off() -> None:
+    """Every reply is progress."""
+    ledger = ready("a")
+    want(ledger, 0, 1)
+    first, _ = gets(ledger)["a"]
+    ledger.received("a", batch_for(first), 29.0)
+    ledger.tick(58.9)
+    with pytest.raises(ServerUnavailable):
+        ledger.tick(59.0)
+
+
+def test_a_feed_that_wants_nothing_may_wait_for_ever() -> None:
+    """Validation between epochs takes as long as it takes; the clock starts with the next batch that is wanted."""
+    ledger = ready("a")
+    chatter(ledger, "a", until=1000.0)
+    want(ledger, 0, now=1000.0)
+    chatter(ledger, "a", start=1000.0, until=1000.0 + TIMEOUT - 1)
+    with pytest.raises(ServerUnavailable):
+        chatter(ledger, "a", start=1000.0 + TIMEOUT - 1, until=1000.0 + TIMEOUT + 1)
+
+
+def test_a_feed_without_a_server_ends_at_the_deadline_though_nothing_is_wanted_yet() -> None:
+    """Before the first WELCOME there is nothing that could be wanted, and the user waits all the same."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=3.0)
+    ledger.tick(32.9)
+    with pytest.raises(ServerUnavailable, match="the name resolves to no address"):
+        ledger.tick(33.0)
+
+
+def test_the_next_tick_is_due_when_there_is_something_to_do() -> None:
+    """A ping, or the deadline, whichever comes first; a lost server needs none."""
+    ledger = Ledger("train", timeout=0.2, now=0.0)
+    assert ledger.wake_at(0.1) == 0.2
+    ledger = ready("a")
+    assert ledger.wake_at(0.1) == PING_EVERY
+    ledger.disconnected("a")
+    assert ledger.wake_at(0.1) == 0.1 + PING_EVERY
+    want(ledger, 0, now=1.0)
+    assert ledger.wake_at(1.0) == 1.0 + TIMEOUT
+
+
+def test_ticking_when_it_is_due_gets_something_done() -> None:
+    """At no origin of the clock does rounding leave a virtual clock standing at the moment it was told to wake."""
+    random = Random(0)
+    for _ in range(2000):
+        now = random.uniform(0, 10 ** random.randint(0, 9))
+        ledger = Ledger("", timeout=random.uniform(0.001, 0.4), now=now)
+        ledger.add("a")
+        ledger.connected("a", now)
+        with pytest.raises(ServerUnavailable):
+            ledger.tick(ledger.wake_at(now))
+        ledger = Ledger("", timeout=inf, now=now)
+        ledger.add("a")
+        ledger.connected("a", now)
+        ledger.outbox.clear()
+        ledger.tick(ledger.wake_at(now))
+        assert ledger.outbox
+
+
+def test_no_timeout_means_none() -> None:
+    """An infinite one never comes."""
+    ledger = Ledger("", timeout=inf, now=0.0)
+    ledger.tick(1e12)
+    assert ledger.wake_at(0.0) == inf
+
+
+# Any interleaving.
+
+
+class AnyInterleaving(RuleBasedStateMachine):
+    """Servers that come, go, hang, fail, answer late and twice. The rules of the ledger's docstring hold throughout.
+
+    The network keeps each GET that a server was sent, for ever: any of them may be answered at any time, again, and
+    after the connection that it came over is gone.
+    """
+
+    asked = Bundle("asked")
+    servers = ("a", "b", "c")
+
+    @initialize()
+    def start(self) -> None:
+        self.now = 0.0
+        self.ledger = Ledger("train", timeout=inf, now=0.0)
+        self.connections: set[str] = set()
+        self.wanted: dict[Key, Get] = {}
+        self.accepted: set[Key] = set()
+        self.attempts: set[int] = set()
+        self.failures: dict[Key, int] = {}
+        self.known: set[str] = set()
+
+    def deliver(self) -> list[tuple[str, Get]]:
+        """Take what the ledger sends; return the requests in it. Nothing may go where there is no connection."""
+        found = []
+        for server, message, payload in self.ledger.outbox:
+            assert server in self.connections or isinstance(message, Bye)
+            match message:
+                case Get():
+                    assert self.ledger.describe()[server] == State.READY.value
+                    assert message.attempt not in self.attempts
+                    assert replace(message, attempt=0) == self.wanted[0, message.batch]
+                    assert payload == b"spans %d" % message.batch
+                    self.attempts.add(message.attempt)
+                    found.append((server, message))
+                case Cancel():
+                    assert (message.epoch, message.batch) not in self.wanted
+        self.ledger.outbox.clear()
+        return found
+
+    @rule(target=asked, number=st.integers(0, 12))
+    def want(self, number: int) -> object:
+        assume((0, number) not in self.wanted)
+        self.wanted[0, number] = get(number)
+        self.accepted.discard((0, number))
+        self.failures[0, number] = 0
+        want(self.ledger, number, now=self.now)
+        return multiple(*self.deliver())
+
+    @rule(target=asked, number=st.integers(0, 12))
+    def forget(self, number: int) -> object:
+        self.wanted.pop((0, number), None)
+        self.ledger.forget((0, number))
+        return multiple(*self.deliver())
+
+    @rule(target=asked, server=st.sampled_from(servers))
+    def connect(self, server: str) -> object:
+        self.ledger.add(server)
+        self.known.add(server)
+        self.connections.add(server)
+        self.ledger.connected(server, self.now)
+        return multiple(*self.deliver())
+
+    @rule(target=asked, server=st.sampled_from(servers))
+    def disconnect(self, server: str) -> object:
+        assume(server in self.known)
+        self.connections.discard(server)
+        self.ledger.disconnected(server)
+        return multiple(*self.deliver())
+
+    @rule(target=asked, server=st.sampled_from(servers))
+    def remove(self, server: str) -> object:
+        self.ledger.remove(server)
+        self.known.discard(server)
+        self.connections.discard(server)
+        return multiple(*self.deliver())
+
+    def hear(self, server: str, message: Message) -> object:
+        assume(server in self.known)
+        self.ledger.received(server, message, self.now)
+        return multiple(*self.deliver())
+
+    @rule(target=asked, server=st.sampled_from(servers), workers=st.integers(1, 4))
+    def welcome(self, server: str, workers: int) -> object:
+        return self.hear(server, welcome(server, workers=workers))
+
+    @rule(target=asked, server=st.sampled_from(servers))
+    def drain(self, server: str) -> object:
+        return self.hear(server, Drain())
+
+    @rule(target=asked, server=st.sampled_from(servers))
+    def reject(self, server: str) -> object:
+        return self.hear(server, Reject(code="limit", reason=""))
+
+    @rule(target=asked, server=st.sampled_from(servers), progress=st.integers(0, 3))
+    def pong(self, server: str, progress: int) -> object:
+        return self.hear(server, Pong(progress=progress, queue=0))
+
+    @rule(target=asked, request=asked)
+    def reply(self, request: tuple[str, Get]) -> object:
+        server, asked = request
+        assume(server in self.known)
+        key, duplicates = (0, asked.batch), self.ledger.duplicates
+        if self.ledger.received(server, batch_for(asked), self.now):
+            assert key not in self.accepted
+            del self.wanted[key]
+            self.accepted.add(key)
+        else:
+            assert self.ledger.duplicates == duplicates + 1
+        return multiple(*self.deliver())
+
+    @rule(target=asked, request=asked)
+    def fail(self, request: tuple[str, Get]) -> object:
+        server, asked = request
+        assume(server in self.known)
+        open_with = self.open_with().get((0, asked.batch), {})
+        if open_with.get(server) == asked.attempt and self.ledger.describe()[server] != State.DRAINING.value:
+            assume(self.failures[0, asked.batch] < ATTEMPTS - 1)
+            self.failures[0, asked.batch] += 1
+        self.ledger.received(server, fail_for(asked), self.now)
+        return multiple(*self.deliver())
+
+    @rule(target=asked, seconds=st.sampled_from([0.1, PING_EVERY, SILENCE]))
+    def tick(self, seconds: float) -> object:
+        self.now += seconds
+        self.ledger.tick(self.now)
+        return multiple(*self.deliver())
+
+    def open_with(self) -> dict[Key, dict[str, int]]:
+        return {key: dict(request.asked) for key, request in self.ledger._requests.items()}
+
+    @invariant()
+    def what_is_wanted_is_open_or_waits_for_a_server(self) -> None:
+        if not hasattr(self, "ledger"):
+            return  # before the start
+        open_with = self.open_with()
+        assert open_with.keys() == self.wanted.keys()
+        assert self.ledger.open == len(self.wanted)
+        if State.READY.value in self.ledger.describe().values():
+            assert all(open_with.values())
+        waiting = {key for _, key in self.ledger._waiting}
+        assert all(servers or key in waiting for key, servers in open_with.items())
+
+    @invariant()
+    def both_books_agree(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        by_server = {(s, key) for s, known in self.ledger._servers.items() for key in known.asked}
+        assert by_server == {(s, key) for key, servers in self.open_with().items() for s in servers}
+
+    @precondition(lambda self: self.wanted)
+    @rule(target=asked)
+    def settle(self) -> object:
+        """One server that answers is enough: everything wanted comes, once."""
+        self.deliver()
+        self.connections.add("a")
+        self.known.add("a")
+        self.ledger.add("a")
+        self.ledger.connected("a", self.now)
+        self.ledger.received("a", welcome("a"), self.now)
+        for server in ("b", "c"):
+            self.remove(server)
+        todo = [("a", replace(self.wanted[key], attempt=servers["a"])) for key, servers in self.open_with().items()]
+        self.deliver()
+        for server, asked in todo:
+            assert self.ledger.received(server, batch_for(asked), self.now)
+        self.accepted |= self.wanted.keys()
+        self.wanted.clear()
+        return multiple(*todo)
+
+
+AnyInterleaving.TestCase.settings = settings(deadline=None, max_examples=150, stateful_step_count=60)
+TestAnyInterleaving = AnyInterleaving.TestCase

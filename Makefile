@@ -1,0 +1,30 @@
+# Everything from a bare checkout; needs Python 3.11 or later, and nothing else.
+VENV  := .venv
+PY    := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test check cover clean
+
+demo: $(READY)  ## make pictures, serve them from two servers, train on them
+	$(VENV)/bin/feedmill demo
+
+test: $(READY)  ## the whole test suite
+	$(PY) -m pytest
+
+check: $(READY)  ## what CI checks besides the tests
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+cover: $(READY)  ## the protocol, by its own tests, every branch
+	$(PY) -m pytest tests/protocol -q --cov=feedmill_protocol --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
+
+$(READY): pyproject.toml
+	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("feedmill needs Python 3.11 or later; this is " + sys.version)'
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:  ## remove the virtual environment and all caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

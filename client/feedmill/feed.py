@@ -290,28 +290,26 @@ class Feed:
                 )
 
     def _take(self, epoch: int) -> Batch:
-        begun = time.monotonic()
         while len(self._asked) < self._prefetch:
             self._ask()
         steps = [step for e, step in self._asked if e == epoch]
         if self._order == "plan":
             del steps[1:]
         wanted = {self._key(epoch, step): (epoch, step) for step in steps}
+        begun = time.monotonic()
         key, arrived = self._connection.take(wanted.keys())
+        tally = self._tally
+        tally.last = time.monotonic()
+        tally.waited += tally.last - begun
         self._asked.remove(wanted[key])
         message = arrived.message
-        tally = self._tally
         tally.batches += 1
         keys = arrived.keys.decode(errors="replace").split("\0") if arrived.keys else []
         tally.samples += len(keys)
         tally.bytes += message.payload_bytes
         tally.skipped += message.missing
-        batch = Batch(
-            self._finish(arrived), keys, message.epoch, message.batch, message.missing, message.skipped, arrived.server
-        )
-        tally.last = time.monotonic()
-        tally.waited += tally.last - begun
-        return batch
+        tensors = self._finish(arrived)
+        return Batch(tensors, keys, message.epoch, message.batch, message.missing, message.skipped, arrived.server)
 
     def _ask(self) -> None:
         epoch, step = self._next

@@ -68,6 +68,7 @@ class _Server:
     heard: float = 0.0  # when it last said anything
     spoken: float = 0.0  # when it was last pinged or greeted
     progress: int = -1  # its own count of finished parts
+    turn: int = 0  # when it was last asked, counted in requests
 
 
 @dataclass(slots=True)
@@ -324,16 +325,18 @@ class Ledger:
             self._attempts += 1
             request.asked[server] = self._attempts
             request.tried[self._attempts] = server
+            self._count += 1
+            self._servers[server].turn = self._count
             self._servers[server].asked.add(key)
             self.outbox.append(Outgoing(server, replace(request.get, attempt=self._attempts), request.spans))
 
     def _least_busy(self, request: _Request) -> str | None:
         ready = [
-            (endpoint in request.avoid, (len(known.asked) + 1) / known.welcome.workers, endpoint)
+            (endpoint in request.avoid, (len(known.asked) + 1) / known.welcome.workers, known.turn, endpoint)
             for endpoint, known in self._servers.items()
             if known.state is State.READY and known.welcome and len(known.asked) < limits.OUTSTANDING
         ]
-        return min(ready)[2] if ready else None
+        return min(ready)[-1] if ready else None
 
 
 def _agree(contract: Welcome, welcome: Welcome, server: str) -> None:

@@ -290,8 +290,7 @@ class Feed:
                 )
 
     def _take(self, epoch: int) -> Batch:
-        while len(self._asked) < self._prefetch:
-            self._ask()
+        self._fill()
         steps = [step for e, step in self._asked if e == epoch]
         if self._order == "plan":
             del steps[1:]
@@ -302,6 +301,7 @@ class Feed:
         tally.last = time.monotonic()
         tally.waited += tally.last - begun
         self._asked.remove(wanted[key])
+        self._fill()  # before the trainer is busy with this one
         message = arrived.message
         tally.batches += 1
         keys = arrived.keys.decode(errors="replace").split("\0") if arrived.keys else []
@@ -310,6 +310,10 @@ class Feed:
         tally.skipped += message.missing
         tensors = self._finish(arrived)
         return Batch(tensors, keys, message.epoch, message.batch, message.missing, message.skipped, arrived.server)
+
+    def _fill(self) -> None:
+        while len(self._asked) < self._prefetch:
+            self._ask()
 
     def _ask(self) -> None:
         epoch, step = self._next

@@ -210,7 +210,7 @@ def test_keep_refuses_only_what_cannot_be_dealt(counts: list[int], batch_size: i
 
 @unhurried
 @given(COUNTS, SIZES, WORLDS, ORDERS, st.integers(0, limits.INT63), st.sampled_from(["keep", "drop", "pad"]))
-def test_the_plan_is_what_the_specification_says(  # noqa: PLR0917 - hypothesis passes them
+def test_the_plan_is_what_the_specification_says(
     counts: list[int],
     batch_size: int,
     world_size: int,
@@ -232,7 +232,7 @@ def test_the_plan_is_what_the_specification_says(  # noqa: PLR0917 - hypothesis 
 
 @unhurried
 @given(COUNTS, SIZES, WORLDS, ORDERS, st.data(), st.sampled_from(["keep", "pad"]))
-def test_a_batch_alone_is_the_batch_of_the_whole(  # noqa: PLR0917 - hypothesis passes them
+def test_a_batch_alone_is_the_batch_of_the_whole(
     counts: list[int], batch_size: int, world_size: int, order: dict[str, Any], data: st.DataObject, last: str
 ) -> None:
     """A fresh plan finds any batch without those before it, and any order of asking finds the same."""

@@ -37,7 +37,7 @@ class Url:
             return frozenset({self.text})
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except OSError:  # no such name, or no name server: as of now
+        except (OSError, UnicodeError):  # no such name, no name server as of now, or nothing that could be a name
             return frozenset()
         addresses = {str(address[0]) for *_, address in found}
         return frozenset(f"tcp://[{a}]:{self.port}" if ":" in a else f"tcp://{a}:{self.port}" for a in addresses)

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         args = _parser(argv[:1]).parse_args(argv)
         return int(args.run(args))
     except FeedmillError as error:
-        print(f"feedmill: {error}", file=sys.stderr)
+        line = " ".join(str(error).split())  # what a user's code raises may have several
+        print(f"feedmill: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

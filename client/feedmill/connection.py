@@ -20,7 +20,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from feedmill_protocol import codec, limits
-from feedmill_protocol.errors import FeedmillError, ProtocolError, ServerUnavailable
+from feedmill_protocol.errors import FeedmillError, ProtocolError, ServerUnavailable, VersionMismatch
 from feedmill_protocol.ledger import Key, Ledger, Outgoing
 from feedmill_protocol.messages import Batch, Get, Welcome
 
@@ -90,6 +90,7 @@ class Connection:
         self._commands: deque[Callable[[float], None]] = deque()
         self._arrived: dict[Key, Arrived] = {}
         self._error: FeedmillError | None = None
+        self._ended = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feedmill", daemon=True)
         self._thread.start()
@@ -142,7 +143,8 @@ class Connection:
         if os.getpid() != self.pid or self._closing.is_set():
             return  # a forked child has no thread to end
         self._closing.set()
-        self._wake()
+        with self._lock:
+            self._wake()
         self._thread.join(_CLOSE_SECONDS)
 
     def _wait(self, happened: Callable[[], bool]) -> None:
@@ -157,11 +159,13 @@ class Connection:
     def _command(self, command: Callable[[float], None]) -> None:
         with self._lock:
             self._commands.append(command)
-        self._wake()
+            self._wake()
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError):  # it has been woken often enough
-            os.write(self._wake_writer, b"x")
+        """Wake the thread, if there is one to wake. The caller holds the lock: the descriptor is closed under it."""
+        if not self._ended:
+            with suppress(BlockingIOError):  # it has been woken often enough
+                os.write(self._wake_writer, b"x")
 
     # The thread's side.
 
@@ -192,7 +196,6 @@ class Connection:
             commands, self._commands = self._commands, deque()
         for command in commands:
             command(now)
-        self._ledger.tick(now)
         self._send()
         patience = self._ledger.wake_at(now) - now
         if any(peer.backlog for peer in self._peers.values()):
@@ -205,6 +208,8 @@ class Connection:
                 self._observe(endpoint, peer)
             if peer.socket in ready:
                 self._receive(endpoint, peer.socket)
+        self._ledger.tick(time.monotonic())  # after reading: what waits to be read is no silence
+        self._send()
 
     def _fail(self, error: FeedmillError) -> None:
         with self._lock:
@@ -216,6 +221,7 @@ class Connection:
             self._disconnect(endpoint)
         self._context.destroy(linger=_LINGER_MS)
         with self._lock:
+            self._ended = True
             os.close(self._wake_reader)
             os.close(self._wake_writer)
             self._lock.notify_all()
@@ -230,7 +236,7 @@ class Connection:
     # Servers.
 
     def _look_up(self) -> None:
-        while not self._closing.is_set():
+        while self.usable:
             for url in self._urls:
                 if not url.fixed:
                     found = url.resolve()
@@ -306,6 +312,8 @@ class Connection:
                 return
             try:
                 self._take(endpoint, socket, header)
+            except VersionMismatch as error:
+                raise VersionMismatch(error.theirs, error.ours, endpoint) from None
             except ProtocolError as error:
                 error.args = (f"{endpoint}: {error}",) if len(error.args) == 1 else error.args
                 raise
@@ -326,11 +334,18 @@ class Connection:
         with self._lock:
             if isinstance(message, Batch):
                 keys = bytes(payload[len(payload) - message.keys :])
+                _check_keys(message, keys)
                 self._arrived[message.epoch, message.batch] = Arrived(message, block, keys, endpoint)
             elif isinstance(message, Welcome):
                 self.counts = np.frombuffer(payload, "<u4").astype(np.uint32)
                 self.contract = message
             self._lock.notify_all()
+
+
+def _check_keys(message: Batch, keys: bytes) -> None:
+    found = keys.count(b"\0") + 1 if keys else 0
+    if any(tensor.shape[0] != found for tensor in message.tensors):
+        raise ProtocolError(f"BATCH has {found} keys, for tensors {message.tensors}")
 
 
 def _offer(socket: zmq.Socket[bytes], outgoing: Outgoing) -> bool:

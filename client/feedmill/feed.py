@@ -140,7 +140,7 @@ def connect(
         ours, everybody = (rank, world_size) if rank is not None and world_size is not None else tensors.world()
         plan = Plan(
             connection.counts,
-            batch_size=batch_size or contract.batch_size,
+            batch_size=contract.batch_size if batch_size is None else batch_size,
             seed=seed,
             shuffle=shuffle,
             window=window,
@@ -230,6 +230,8 @@ class Feed:
         for _ in range(len(self.plan)):
             if iteration != self._iteration:
                 raise UsageError("this iteration is over: the feed was closed, or iterated over again")
+            if self._connection.pid != os.getpid():
+                raise UsageError("this iteration is the parent process's; iterate over the feed again in this one")
             yield self._take(epoch)
 
     def set_epoch(self, epoch: int) -> None:

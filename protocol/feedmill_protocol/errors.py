@@ -43,17 +43,18 @@ class ProtocolError(FeedmillError):
 class VersionMismatch(ProtocolError):
     """A peer speaks a version of the wire format that this side does not.
 
-    ``theirs`` and ``ours`` are the versions.
+    ``theirs`` and ``ours`` are the versions, ``peer`` says who it is.
     """
 
-    def __init__(self, theirs: int, ours: int) -> None:
-        super().__init__(theirs, ours)
+    def __init__(self, theirs: int, ours: int, peer: str = "the peer") -> None:
+        super().__init__(theirs, ours, peer)
         self.theirs = theirs
         self.ours = ours
+        self.peer = peer
 
     def __str__(self) -> str:
         return (
-            f"the peer speaks version {self.theirs} of feedmill's protocol, this side version {self.ours}; "
+            f"{self.peer} speaks version {self.theirs} of feedmill's protocol, this side version {self.ours}; "
             "install the same feedmill release on servers and trainers"
         )
 

@@ -13,12 +13,9 @@ workers and sends its replies. Rules that bind this file:
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import Final, Generic
 
 from feedmill_protocol import limits, spans
 from feedmill_protocol.errors import ProtocolError
@@ -38,7 +35,8 @@ from feedmill_protocol.messages import (
     Welcome,
     shorten,
 )
-from feedmill_protocol.tensors import FieldSpec, offsets
+
+from .builds import Asker, Bad, Build, BuildName, M, Pool, Reply, Stream, Work
 
 __all__ = ["Bad", "Broker", "Build", "Pool", "Reply", "Stream", "Work"]
 
@@ -51,110 +49,6 @@ CLIENT_SILENCE: Final = 10.0
 
 KILLS: Final = 2
 """How many workers a sample may kill before it is called bad: one may have died of something else."""
-
-
-class Memory(Protocol):
-    """What the broker needs of a slot."""
-
-    pins: int
-
-    def compact(self, fields: Sequence[FieldSpec], samples: int, missing: Sequence[int]) -> None:
-        """Close the gaps that missing rows leave."""
-
-
-M = TypeVar("M", bound=Memory)
-
-
-class Pool(Protocol[M]):
-    """Where slots come from: `max_bytes` of memory."""
-
-    max_bytes: int
-
-    def take(self, nbytes: int) -> M | None:
-        """Return memory for a block of nbytes, or None while there is none."""
-
-    def give(self, slot: M) -> None:
-        """Take back memory that take returned."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stream:
-    """A stream, as far as the broker is concerned. ``number`` is its place among the server's streams."""
-
-    number: int
-    name: str
-    fields: tuple[FieldSpec, ...]
-    batch_size: int
-    shards: tuple[str, ...]
-    counts: npt.NDArray[np.uint32]
-    catalog: str
-    fingerprint: str
-    key: Callable[[int, int], str]
-    """The key of a sample, by shard and index: for naming those that no worker lived to name."""
-
-
-class Bad(NamedTuple):
-    """A sample that cannot be had. A key of "" blames the whole shard."""
-
-    row: int
-    shard: int
-    key: str
-    reason: str
-
-
-_BuildName: TypeAlias = tuple[str, int, int, str, bytes]
-_Asker: TypeAlias = tuple[bytes, int, int]  # client, epoch, batch
-
-
-@dataclass(slots=True, eq=False)
-class Build(Generic[M]):
-    """A batch on its way: queued (no slot), being built (parts left or running), or done."""
-
-    name: _BuildName
-    stream: Stream
-    get: Get
-    samples: npt.NDArray[np.int64]  # (shard, index) of each row
-    waiters: dict[_Asker, int] = field(default_factory=dict)  # who asked, and in which attempt
-    slot: M | None = None
-    parts: "deque[Work[M]]" = field(default_factory=deque)
-    running: int = 0
-    keys: list[str] = field(default_factory=list)
-    bad: list[Bad] = field(default_factory=list)
-    done: bool = False
-
-    @property
-    def rows(self) -> int:
-        """Samples of the batch, whether or not they can be had."""
-        return len(self.samples)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the block."""
-        return offsets(f.rows(self.rows) for f in self.stream.fields)[1]
-
-
-@dataclass(slots=True, eq=False)
-class Work(Generic[M]):
-    """A part of a build for one worker: ``rows`` samples from row ``first`` on. ``kills`` workers died of it."""
-
-    build: Build[M]
-    first: int
-    rows: int
-    kills: int = 0
-
-    @property
-    def samples(self) -> npt.NDArray[np.int64]:
-        """Shard and index of each sample: int64 [rows, 2]."""
-        return self.build.samples[self.first : self.first + self.rows]
-
-
-class Reply(NamedTuple, Generic[M]):
-    """A message for a client. The payload is that of the build's slot and the bytes behind it."""
-
-    client: bytes
-    message: Message
-    slot: M | None = None
-    trailer: bytes = b""
 
 
 @dataclass(slots=True)
@@ -178,7 +72,7 @@ class Broker(Generic[M]):
         self._pool = pool
         self._server, self._boot, self._workers = server, boot, workers
         self._clients: OrderedDict[bytes, _Client[M]] = OrderedDict()  # whose turn it is comes first
-        self._builds: OrderedDict[_BuildName, Build[M]] = OrderedDict()  # the least recently wanted first
+        self._builds: OrderedDict[BuildName, Build[M]] = OrderedDict()  # the least recently wanted first
         self._building: deque[Build[M]] = deque()
         self._assigned: dict[int, deque[Work[M]]] = {}
 
@@ -292,13 +186,15 @@ class Broker(Generic[M]):
         if self.draining:
             self._fail(asker, get.attempt, retryable=True, reason="the server is shutting down")
             return
-        if asker[1:] in known.open:
-            known.open[asker[1:]].waiters[asker] = get.attempt
-            return
+        name = (stream.name, get.seed, get.epoch, get.on_error, bytes(payload))
+        if asked := known.open.get(asker[1:]):
+            if asked.name == name:
+                asked.waiters[asker] = get.attempt
+                return
+            self._cancel(client, known, asker[1:])  # only the later one is owed a reply
         if len(known.open) >= limits.OUTSTANDING:
             self.refuse(client, "limit", f"more than {limits.OUTSTANDING} requests are open")
             return
-        name = (stream.name, get.seed, get.epoch, get.on_error, bytes(payload))
         build = self._builds.get(name)
         if build is None:
             build = Build(name, stream, get, samples)
@@ -416,6 +312,7 @@ class Broker(Generic[M]):
             self._abandon(build)
         elif not build.parts and not build.running:
             build.done = True
+            build.bad.sort()  # workers report in any order
             self._building.remove(build)
             if build.bad and build.slot:
                 missing = sorted({b.row for b in build.bad})
@@ -486,7 +383,7 @@ class Broker(Generic[M]):
         build.waiters.clear()
 
     def _fail(
-        self, asker: _Asker, attempt: int, *, retryable: bool, reason: str, shard: str = "", key: str = ""
+        self, asker: Asker, attempt: int, *, retryable: bool, reason: str, shard: str = "", key: str = ""
     ) -> None:
         client, epoch, batch = asker
         fail = Fail(
@@ -501,4 +398,6 @@ class Broker(Generic[M]):
         self._reply(client, fail)
 
     def _reply(self, client: bytes, message: Message, slot: M | None = None, trailer: bytes = b"") -> None:
+        if slot is not None:
+            slot.pins += 1
         self.replies.append(Reply(client, message, slot, trailer))

@@ -41,6 +41,8 @@ class Channel:
     def send(self, *message: Any, fds: Sequence[int] = ()) -> None:
         """Send a message, and duplicates of descriptors with it. Raises ChannelClosed."""
         data = msgpack.packb(message)
+        if len(data) > _MESSAGE_BYTES:  # the receiver would be given a piece of it
+            raise ValueError(f"a message of {len(data):,} bytes, of at most {_MESSAGE_BYTES:,}")
         try:
             if fds:
                 socket.send_fds(self._socket, [data], list(fds))
@@ -54,8 +56,8 @@ class Channel:
 
         Raises ChannelClosed, and TimeoutError after ``timeout`` seconds (None: waits as long as the other end lives).
         """
-        self._socket.settimeout(timeout)
         try:
+            self._socket.settimeout(timeout)
             data, fds, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, _MAX_FDS)
         except (TimeoutError, BlockingIOError):
             raise TimeoutError from None

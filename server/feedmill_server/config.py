@@ -1,6 +1,7 @@
 """The configuration of a server: command line over environment over a TOML file over defaults.
 
-Keys are the same everywhere: ``--batch-size``, ``FEEDMILL_BATCH_SIZE``, ``batch_size``. Keys that nobody knows are errors.
+Keys are the same everywhere: ``--batch-size``, ``FEEDMILL_BATCH_SIZE``, ``batch_size``. Keys that nobody knows are
+errors.
 """
 
 import os
@@ -91,6 +92,8 @@ class ServerConfig:
         if not self.streams:
             raise UsageError("nothing to serve: give SHARDS and --preset or --pipeline, or --config FILE.toml")
         _check_bind(self.bind, insecure=self.insecure)
+        if len(self.name.encode()) > limits.NAME_BYTES:
+            raise UsageError(f"name={self.name!r}: a name has at most {limits.NAME_BYTES} bytes")
         workers = self.workers or len(os.sched_getaffinity(0))
         return replace(self, workers=workers, name=self.name or socket.gethostname()[: limits.NAME_BYTES // 2])
 
@@ -101,7 +104,7 @@ def _keys(cls: type[Any]) -> set[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -117,11 +120,19 @@ def _read(path: Path) -> dict[str, Any]:
         if isinstance(stream.get("shards"), str):
             stream["shards"] = [stream["shards"]]
         # Paths in a file are relative to that file, so that it means the same from everywhere.
-        if isinstance(stream.get("shards"), list):
-            stream["shards"] = [str(path.parent / str(shard)) for shard in stream["shards"]]
-        if ".py:" in str(stream.get("pipeline")):
-            stream["pipeline"] = str(path.parent / stream["pipeline"])
+        if isinstance(shards := stream.get("shards"), list):
+            stream["shards"] = [_beside(path, shard) for shard in shards]
+        if ".py:" in str(pipeline := stream.get("pipeline")):
+            stream["pipeline"] = _beside(path, pipeline)
+    if values.get("cache"):
+        values["cache"] = _beside(path, values["cache"])
     return values
+
+
+def _beside(path: Path, given: Any) -> Any:
+    """Return where a path leads that stands in the file at ``path``; anything else is complained about later."""
+    # os.path's, as in listing.py: Path's raises without a home
+    return str(path.parent / os.path.expanduser(given)) if isinstance(given, str) else given  # noqa: PTH111
 
 
 def _known(values: Mapping[str, Any], keys: set[str], where: str) -> None:
@@ -144,7 +155,7 @@ def _stream(name: str, given: Mapping[str, Any]) -> StreamConfig:
     if not name or len(name.encode()) > limits.NAME_BYTES:
         raise UsageError(f"stream {name!r}: a name has 1 to {limits.NAME_BYTES} bytes")
     shards = given.get("shards") or ()
-    if isinstance(shards, str) or not all(isinstance(s, str) for s in shards):
+    if not isinstance(shards, (list, tuple)) or not all(isinstance(s, str) for s in shards):
         raise UsageError(f"stream {name}: shards must be a list of strings")
     size = given.get("batch_size")
     stream = StreamConfig(

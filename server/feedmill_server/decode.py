@@ -96,7 +96,7 @@ def decoder(decode: Decode) -> Decoder:
     if callable(decode):
         return decode
     if isinstance(decode, Mapping):
-        chosen = {extension.lower(): decoder(value) for extension, value in decode.items()}
+        chosen = {extension.lower().lstrip("."): decoder(value) for extension, value in decode.items()}
         rest = decoder(decode=True)
         return lambda extension, data: chosen.get(extension, rest)(extension, data)
     if decode is False:

@@ -91,7 +91,8 @@ def _tensor(field: str, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, (np.ndarray, np.generic)):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        # What torch takes without a copy or a warning; unlike ascontiguousarray, it leaves a number a number.
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if isinstance(value, (bool, int, float, complex)):
         return torch.tensor(value)
     raise TypeError(
@@ -110,7 +111,7 @@ def load(reference: str) -> tuple[Pipeline, str]:
         raise PipelineError(f"pipeline {reference!r}: expected FILE.py:NAME or module:NAME")
     try:
         module, path = _import(source)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PipelineError(f"pipeline {reference}: {_describe(error)}") from error
     pipeline = getattr(module, name, None)
     if not isinstance(pipeline, Pipeline):
@@ -137,8 +138,14 @@ def _import(source: str) -> tuple[Any, Path]:
     return module, path
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Say what went wrong, and in which line of the user's file."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    place = f" ({Path(where.filename).name}, line {where.lineno})" if where.filename != __file__ else ""
+    # The first frame that is neither ours nor the import system's is the user's; deeper ones may be a library's.
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in {__file__, importlib.__file__} and not frame.filename.startswith("<frozen")
+    ]
+    lines = [frame.lineno for frame in frames if frame.filename == frames[0].filename]
+    place = f" ({Path(frames[0].filename).name}, line {lines[-1]})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

@@ -1,7 +1,8 @@
 """Randomness: every sample is augmented from its own seed, so that its pixels do not depend on who makes them.
 
 Before a sample is decoded, the global generators that transforms draw from are seeded: Python's `random` and torch's
-with the sample's 64-bit seed (`feedmill_protocol.hashing.sample_seeds`), NumPy's legacy one with its lower 32 bits.
+with the sample's 64-bit seed (`feedmill_protocol.hashing.sample_seeds`), of which torch's heeds the lower 32 bits,
+NumPy's legacy one with those.
 """
 
 import random

@@ -21,13 +21,13 @@ from typing import Any, Final, NamedTuple, Self
 import zmq
 
 from feedmill_protocol import codec, limits
-from feedmill_protocol.errors import PipelineError, ProtocolError, UsageError, VersionMismatch
+from feedmill_protocol.errors import PipelineError, ProtocolError, ShardError, UsageError, VersionMismatch
 from feedmill_protocol.messages import Hello
-from feedmill_protocol.tensors import FieldSpec
+from feedmill_protocol.tensors import FieldSpec, offsets
 
 from .broker import Bad, Broker, Reply, Stream, Work
 from .catalog import Catalog
-from .channel import ChannelClosed
+from .channel import Channel, ChannelClosed
 from .config import PRESETS, ServerConfig, StreamConfig
 from .listing import expand
 from .shards import ShardStore
@@ -123,6 +123,7 @@ class Server:
         for number, (name, catalog, pipeline) in enumerate(zip(self._stores, catalogs, described, strict=True)):
             fields = self._probe(first, number, name, catalog)
             self.served.append(self._describe(number, name, fields, catalog, pipeline, versions))
+            _check_memory(self.served[-1].stream, self._pool.max_bytes)
         self._broker = Broker(
             [served.stream for served in self.served],
             self._pool,
@@ -152,7 +153,7 @@ class Server:
             counts=catalog.counts,
             catalog=catalog.digest,
             fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:32],
-            key=lambda shard, index: store.index(shard).key(index),
+            key=partial(_key, store),
         )
         return Served(stream, config.preset or config.pipeline, catalog.extensions)
 
@@ -261,7 +262,7 @@ class Server:
         except ChannelClosed:
             self._poller.unregister(self._workers.control)
             for channel in self._workers.channels.values():
-                self._poller.unregister(channel)
+                self._unwatch(channel)
             for number in self._workers.restart():
                 self._broker.lost(number, "the worker processes were killed")
             self._poller.register(self._workers.control, zmq.POLLIN)
@@ -279,12 +280,15 @@ class Server:
             return
         channel = self._workers.channels[number]
         try:
-            (_, keys, bad), _ = channel.receive(0)
+            report, _ = channel.receive(0)
         except TimeoutError:
             return
         except ChannelClosed:
-            self._poller.unregister(channel)  # the fork server will say how it ended
+            self._unwatch(channel)  # the fork server will say how it ended
             return
+        self._report(number, *report)
+
+    def _report(self, number: int, _kind: str, keys: list[str], bad: list[Any]) -> None:
         self._broker.done(number, keys, [Bad(*b) for b in bad])
 
     def _bury(self, number: int, code: int) -> None:
@@ -292,13 +296,19 @@ class Server:
             return
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         _log.warning("worker %d ended with %s; replacing it", number, how)
-        self._poller.unregister(channel)
+        self._unwatch(channel)
+        with suppress(ChannelClosed, TimeoutError):  # what it did before it died is not done again, nor blamed
+            while True:
+                self._report(number, *channel.receive(0)[0])
         self._workers.remove(number, time.monotonic())
         self._broker.lost(number, f"the worker process ended with {how} on this sample, twice")
 
     def _watch(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             self._poller.register(self._workers.channels[number], zmq.POLLIN)
+
+    def _unwatch(self, channel: Channel) -> None:
+        self._poller.register(channel, 0)  # unlike unregister, it may be done twice
 
     def _hand_out(self) -> None:
         self._unpin()
@@ -336,6 +346,14 @@ class Server:
                 self._broker.forget(reply.client)
 
     def _send(self, reply: Reply[Slot]) -> None:
+        trackers: list[zmq.MessageTracker] = []
+        try:
+            self._send_frames(reply, trackers)
+        finally:
+            if reply.slot is not None:
+                self._sending.append(_Sending(reply.slot, trackers))
+
+    def _send_frames(self, reply: Reply[Slot], trackers: list[zmq.MessageTracker]) -> None:
         send = self._socket.send
         frames: list[memoryview] = []
         if reply.slot is not None:
@@ -343,15 +361,11 @@ class Server:
         frames += codec.cut(memoryview(reply.trailer))
         send(reply.client, zmq.SNDMORE | zmq.NOBLOCK)
         send(codec.encode(reply.message), zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
-        trackers = []
         for frame in frames:
             more = 0 if frame is frames[-1] else zmq.SNDMORE
             tracker = send(frame, zmq.NOBLOCK | more, copy=False, track=True)
             if tracker is not None:
                 trackers.append(tracker)
-        if reply.slot is not None:
-            reply.slot.pins += 1
-            self._sending.append(_Sending(reply.slot, trackers))
 
     def _unpin(self) -> None:
         for _ in range(len(self._sending)):
@@ -399,6 +413,16 @@ def _check_fields(stream: str, fields: Sequence[tuple[str, list[str]]], catalog:
             )
 
 
+def _check_memory(stream: Stream, memory: int) -> None:
+    """Raise UsageError if not even one batch of the stream fits."""
+    _, batch = offsets(field.rows(stream.batch_size) for field in stream.fields)
+    if batch > memory:
+        raise UsageError(
+            f"memory={memory}: a batch of stream {stream.name} takes {batch:,} bytes; give --memory several times that, "
+            "or make batches smaller with --batch-size"
+        )
+
+
 def _first_samples(catalog: Catalog) -> list[tuple[int, int]]:
     """Return shard and index of the first few samples."""
     firsts = ((shard, index) for shard, count in enumerate(catalog.counts.tolist()) for index in range(count))
@@ -410,6 +434,14 @@ def _address(frame: zmq.Frame) -> str:
         return str(frame.get("Peer-Address"))
     except zmq.ZMQError:  # ipc has none
         return "this machine"
+
+
+def _key(store: ShardStore, shard: int, index: int) -> str:
+    """Return a sample's key, or "" where its shard is no longer what it was, and so to blame itself."""
+    try:
+        return store.index(shard).key(index)
+    except ShardError:
+        return ""
 
 
 def _store(config: ServerConfig, stream: StreamConfig) -> ShardStore:

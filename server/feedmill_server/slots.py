@@ -5,18 +5,24 @@ broker sends its bytes without a copy. No name in any file system leads to it: t
 process that holds it, however that process ends, and the size of /dev/shm is no limit.
 
 A slot is busy while a batch lies in it (`SlotPool.take` … `give`) and pinned while libzmq still reads from it. The
-pool owns at most `max_bytes`, whatever they are used for.
+pool owns at most `max_bytes` and `MAX_SLOTS`, whatever they are used for.
 """
 
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
 
 import numpy as np
 
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 __all__ = ["Slot", "SlotPool"]
+
+MAX_SLOTS: Final = 256
+"""A slot takes two descriptors here (mmap keeps one of its own) and one in every worker; a process may usually have
+1024."""
 
 
 class Slot:
@@ -50,16 +56,18 @@ class Slot:
     def close(self) -> None:
         """Give the memory back; what libzmq still holds of it stays until it lets go."""
         self.memory.release()
-        self._map.close()
         os.close(self.fd)
+        with suppress(BufferError):  # then the last view of it closes it
+            self._map.close()
 
 
 class SlotPool:
-    """Slots of together at most ``max_bytes``."""
+    """At most `MAX_SLOTS` slots of together at most ``max_bytes``."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+        self.max_bytes = max_bytes // mmap.PAGESIZE * mmap.PAGESIZE  # slots are whole pages
         self.bytes = 0
+        self.slots = 0
         self.retired: list[int] = []  # numbers of slots that are gone, for the workers to unmap
         self._free: list[Slot] = []
         self._created = 0
@@ -73,10 +81,11 @@ class SlotPool:
             self._free.remove(slot)
             return slot
         capacity = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
-        while self.bytes + capacity > self.max_bytes and self._free:
+        while self._is_full(capacity) and self._free:
             self._retire(self._free[0])
-        if self.bytes + capacity > self.max_bytes:
+        if self._is_full(capacity):
             return None
+        self.slots += 1
         self._created += 1
         slot = Slot(self._created, capacity)
         self.bytes += capacity
@@ -86,8 +95,12 @@ class SlotPool:
         """Take back a slot that is neither used nor pinned."""
         self._free.append(slot)
 
+    def _is_full(self, nbytes: int) -> bool:
+        return self.slots >= MAX_SLOTS or self.bytes + nbytes > self.max_bytes
+
     def _retire(self, slot: Slot) -> None:
         self._free.remove(slot)
+        self.slots -= 1
         self.bytes -= slot.capacity
         self.retired.append(slot.number)
         slot.close()

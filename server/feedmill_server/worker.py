@@ -6,6 +6,7 @@ closes. It decides nothing: what becomes of bad samples, dead workers and finish
 Conversation: the broker sends ``part``, ``probe`` and ``drop``; the worker answers ``done``, ``probed`` or ``unfit``.
 """
 
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from feedmill_protocol import limits
 from feedmill_protocol.errors import ShardError
 from feedmill_protocol.hashing import sample_seeds
+from feedmill_protocol.messages import shorten
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 from .channel import Channel, ChannelClosed
@@ -63,7 +66,7 @@ def work(channel: Channel, mills: Sequence[Mill]) -> None:
             elif kind == "probe":
                 channel.send(*_probe(mills[message[0]], *message[1:]))
             elif kind == "drop":
-                slots.pop(message[0]).close()
+                del slots[message[0]]  # unmapped with its last tensor, for which close() would not wait
     except ChannelClosed:
         return
 
@@ -123,7 +126,9 @@ def _views(slot: mmap.mmap, specs: Sequence[FieldSpec], rows: int) -> list[torch
     tensors = [spec.rows(rows) for spec in specs]
     starts, _ = offsets(tensors)
     return [
-        torch.frombuffer(slot, dtype=getattr(torch, t.dtype), count=int(np.prod(t.shape)), offset=start).view(t.shape)
+        torch.frombuffer(slot, dtype=getattr(torch, t.dtype), count=math.prod(t.shape), offset=start).view(t.shape)
+        if t.nbytes
+        else torch.empty(t.shape, dtype=getattr(torch, t.dtype))
         for t, start in zip(tensors, starts, strict=True)
     ]
 
@@ -137,4 +142,5 @@ def _require(spec: FieldSpec, value: torch.Tensor) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return shorten(text, limits.REASON_BYTES)

@@ -1,0 +1,293 @@
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feedmill_protocol import limits
+from feedmill_protocol.errors import UsageError
+from feedmill_server.config import ServerConfig, StreamConfig
+from feedmill_server.inflate import INFLATED_BYTES
+
+STREAM = {"shards": ["a.tar"], "preset": "imagenet-train"}
+
+
+def merge(
+    options: Mapping[str, Any] | None = None,
+    stream: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> ServerConfig:
+    """Merge with a stream that can be served, unless another is given."""
+    return ServerConfig.merge(options or {}, STREAM if stream is None else stream, environ or {})
+
+
+def toml(folder: Path, text: str) -> dict[str, str]:
+    """Return the options that name a TOML file with this text."""
+    path = folder / "server.toml"
+    path.write_text(text, encoding="utf-8")
+    return {"config": str(path)}
+
+
+# Where values come from.
+
+
+def test_defaults_are_filled_in_for_this_machine() -> None:
+    """All cores, the host's name, loopback; the stream is called train."""
+    assert merge() == ServerConfig(
+        bind="tcp://127.0.0.1:7880",
+        workers=len(os.sched_getaffinity(0)),
+        memory=2**30,
+        cache="",
+        cache_bytes=INFLATED_BYTES,
+        name=socket.gethostname()[:64],
+        insecure=False,
+        streams={"train": StreamConfig(shards=("a.tar",), preset="imagenet-train")},
+    )
+
+
+def test_the_command_line_overrides_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    """Value by value."""
+    text = """
+        bind = "tcp://127.0.0.1:1"
+        workers = 1
+        memory = "1MB"
+        cache_bytes = 1000
+        name = "ours"
+    """
+    options = toml(tmp_path, text) | {"workers": "3", "bind": None}
+    config = merge(options, environ={"FEEDMILL_WORKERS": "2", "FEEDMILL_MEMORY": "2MB", "HOME": "/", "X_BIND": "no"})
+    found = (config.bind, config.workers, config.memory, config.cache_bytes, config.name)
+    assert found == ("tcp://127.0.0.1:1", 3, 2_000_000, 1000, "ours")
+
+
+def test_a_stream_is_merged_from_all_sources_too(tmp_path: Path) -> None:
+    """The command line speaks of one stream, which may be one of the file's."""
+    options = toml(
+        tmp_path,
+        """
+        [streams.train]
+        shards = ["/data/a.tar"]
+        preset = "imagenet-train"
+        batch_size = 1
+        [streams.val]
+        shards = "/data/v.tar"
+        preset = "imagenet-eval"
+        batch_size = 7
+        """,
+    )
+    environ = {"FEEDMILL_BATCH_SIZE": "2", "FEEDMILL_SHARDS": "b.tar c.tar"}
+    config = merge(options, {"batch_size": "3"}, environ)
+    assert dict(config.streams) == {
+        "train": StreamConfig(shards=("b.tar", "c.tar"), preset="imagenet-train", batch_size=3),
+        "val": StreamConfig(shards=("/data/v.tar",), preset="imagenet-eval", batch_size=7),
+    }
+    named = merge(options, {"name": "val", "batch_size": "9"})
+    assert (named.streams["train"].batch_size, named.streams["val"].batch_size) == (1, 9)
+    renamed = merge(options, {}, {"FEEDMILL_STREAM": "val", "FEEDMILL_BATCH_SIZE": "8"})
+    assert (renamed.streams["train"].batch_size, renamed.streams["val"].batch_size) == (1, 8)
+
+
+def test_the_environment_alone_can_say_everything(tmp_path: Path) -> None:
+    """As in a container; it may name the file, too."""
+    environ = {"FEEDMILL_SHARDS": "a.tar", "FEEDMILL_PIPELINE": "p.py:P", "FEEDMILL_STREAM": "val"}
+    config = merge({}, {}, environ | {"FEEDMILL_INSECURE": "yes", "FEEDMILL_BIND": "tcp://*:7880"})
+    assert dict(config.streams) == {"val": StreamConfig(shards=("a.tar",), pipeline="p.py:P")}
+    assert (config.bind, config.insecure) == ("tcp://*:7880", True)
+    path = toml(tmp_path, "workers = 5")["config"]
+    assert merge({}, STREAM, {"FEEDMILL_CONFIG": path}).workers == 5
+
+
+def test_paths_in_a_file_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it means the same from everywhere; absolute ones and modules stay what they are."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    options = toml(
+        tmp_path,
+        """
+        cache = "cached"
+        [streams.a]
+        shards = ["data/a-{0..3}.tar", "/data/b.tar", "~/c.tar"]
+        pipeline = "pipes/p.py:P"
+        [streams.b]
+        shards = "b.tar"
+        pipeline = "pipes.p:P"
+        """,
+    )
+    config = merge(options, {})
+    assert config.cache == f"{tmp_path}/cached"
+    assert dict(config.streams) == {
+        "a": StreamConfig(
+            shards=(f"{tmp_path}/data/a-{{0..3}}.tar", "/data/b.tar", "/home/someone/c.tar"),
+            pipeline=f"{tmp_path}/pipes/p.py:P",
+        ),
+        "b": StreamConfig(shards=(f"{tmp_path}/b.tar",), pipeline="pipes.p:P"),
+    }
+    assert merge({"cache": "cached"}).cache == "cached"
+    assert merge(toml(tmp_path, 'cache = ""')).cache == ""
+
+
+# What values may be.
+
+
+@pytest.mark.parametrize(
+    ("size", "nbytes"),
+    [
+        (5, 5),
+        ("5", 5),
+        ("5B", 5),
+        ("2K", 2000),
+        ("2kb", 2000),
+        ("2KiB", 2048),
+        ("512 MiB", 512 * 2**20),
+        ("1.5G", 1_500_000_000),
+        ("2GB", 2_000_000_000),
+        (" 1gi ", 2**30),
+        ("1T", 10**12),
+        ("1TiB", 2**40),
+        (1e9, 10**9),
+    ],
+)
+def test_sizes_are_written_as_people_write_them(size: float | str, nbytes: int) -> None:
+    """A small i makes it 1024."""
+    assert merge({"memory": size, "cache_bytes": size}).memory == nbytes
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", True), ("true", True), ("YES", True), (True, True), ("0", False), ("", False)]
+)
+def test_flags_are_words_or_booleans(value: str | bool, expected: bool) -> None:  # noqa: FBT001
+    """As environments have them, and as TOML has them."""
+    assert merge({"insecure": value}).insecure is expected
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        "tcp://127.0.0.1:7880",
+        "tcp://127.9.9.9:*",
+        "tcp://localhost:1",
+        "tcp://[::1]:65535",
+        "ipc:///run/feedmill.sock",
+        "ipc://@abstract",
+    ],
+)
+def test_this_machine_may_always_connect(bind: str) -> None:
+    """Loopback and files need no permission."""
+    assert merge({"bind": bind}).bind == bind
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        "tcp://0.0.0.0:7880",
+        "tcp://*:7880",
+        "tcp://[::]:7880",
+        "tcp://10.0.0.1:*",
+        "tcp://eth0:7880",
+        "tcp://host.lan:1",
+    ],
+)
+def test_others_may_connect_only_if_that_was_said(bind: str) -> None:
+    """The refusal names the address, what it would mean, and both remedies."""
+    assert merge({"bind": bind, "insecure": True}).bind == bind
+    with pytest.raises(UsageError) as caught:
+        merge({"bind": bind})
+    assert str(caught.value) == (
+        f"bind={bind!r}: anybody who reaches this address could use the server; "
+        "listen on 127.0.0.1, or say --insecure on a network that you trust"
+    )
+
+
+@pytest.mark.parametrize(
+    "bind", ["", "7880", "tcp://127.0.0.1", "tcp://:7880", "tcp://h:x", "udp://127.0.0.1:1", "ipc://"]
+)
+def test_what_is_no_address_is_an_error(bind: str) -> None:
+    """The error shows how one is written."""
+    with pytest.raises(UsageError, match=r"^bind='.*': expected tcp://ADDRESS:PORT or ipc://PATH, for example tcp://"):
+        merge({"bind": bind, "insecure": True})
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999999"])
+def test_ports_have_bounds(port: str) -> None:
+    """The error says which."""
+    with pytest.raises(UsageError, match=rf"^bind='tcp://127.0.0.1:{port}': expected a port in 1..65535, or \*$"):
+        merge({"bind": f"tcp://127.0.0.1:{port}"})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"workers": "many"}, "^workers='many': expected an integer in 0..4096$"),
+        ({"workers": -1}, "^workers=-1: expected an integer in 0..4096$"),
+        ({"workers": 5000}, "^workers=5000"),
+        ({"workers": 1.5}, "^workers=1.5"),
+        ({"workers": True}, "^workers=True"),
+        ({"memory": "lots"}, "^memory='lots': expected a size like 512MiB or 2GB$"),
+        ({"memory": -1}, "^memory=-1"),
+        ({"memory": True}, "^memory=True"),
+        ({"cache_bytes": "1XB"}, "^cache_bytes='1XB'"),
+        ({"insecure": "maybe"}, "^insecure='maybe': expected true or false$"),
+        ({"insecure": 1}, "^insecure=1: expected true or false$"),
+        ({"bind": 7880}, "^bind=7880: expected a string$"),
+        ({"name": "n" * (limits.NAME_BYTES + 1)}, "^name='n+': a name has at most 128 bytes$"),
+    ],
+)
+def test_a_value_that_cannot_be_is_an_error(options: dict[str, Any], says: str) -> None:
+    """It names the key, the value, and what is expected."""
+    with pytest.raises(UsageError, match=says):
+        merge(options)
+
+
+@pytest.mark.parametrize(
+    ("stream", "says"),
+    [
+        ({}, "^nothing to serve: give SHARDS and --preset or --pipeline, or --config FILE.toml$"),
+        ({"preset": "imagenet-train"}, "^stream train has no shards$"),
+        ({"shards": ["a"]}, r"^stream train needs either a pipeline \(FILE.py:NAME\) or a preset, and not both$"),
+        ({**STREAM, "pipeline": "a:b"}, "^stream train needs either .* and not both$"),
+        (
+            {"shards": ["a"], "preset": "coco"},
+            "^stream train: there is no preset 'coco'; presets are imagenet-train, imagenet-eval$",
+        ),
+        ({**STREAM, "batch_size": "0"}, "^batch_size='0': expected an integer in 1..65536$"),
+        ({**STREAM, "name": "n" * 129}, "^stream 'n+': a name has 1 to 128 bytes$"),
+    ],
+)
+def test_a_stream_that_cannot_be_served_is_an_error(stream: dict[str, Any], says: str) -> None:
+    """It names the stream and what is missing."""
+    with pytest.raises(UsageError, match=says):
+        merge({}, stream)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("wokers = 3", r"there is no option 'wokers'; options are bind, cache, cache_bytes, .*, workers$"),
+        ("streams = 3", r"streams must be tables, like \[streams.train\]$"),
+        ("[streams]\ntrain = 3", "streams.train must be a table$"),
+        ("[streams.a]\nshard = 'x'", r", \[streams.a\]: there is no option 'shard'; options are batch_size, "),
+        ("bind = ", "not TOML: "),
+        ("[streams.a]\nshards = 5", "^stream a: shards must be a list of strings$"),
+        ("[streams.a]\nshards = ['a', 5]", "^stream a: shards must be a list of strings$"),
+        ("[streams.a]\nshards = {a = 'b'}", "^stream a: shards must be a list of strings$"),
+        ("[streams.a]\nshards = ['a']\npipeline = ['p.py:P']", r"^pipeline=\['p.py:P'\]: expected a string$"),
+        ("[streams.a]\nshards = ['a']\npreset = 5", "^preset=5: expected a string$"),
+        ("[streams.'']\nshards = ['a']\npreset = 'imagenet-eval'", "^stream '': a name has 1 to 128 bytes$"),
+        ("cache = 5\n[streams.a]\nshards = ['a']\npreset = 'imagenet-eval'", "^cache=5: expected a string$"),
+        ("config = 'other.toml'", "there is no option 'config'"),
+    ],
+)
+def test_a_file_that_is_wrong_is_an_error(tmp_path: Path, text: str, says: str) -> None:
+    """Unknown keys above all."""
+    with pytest.raises(UsageError, match=says):
+        merge(toml(tmp_path, text), {})
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """It names the path and the reason."""
+    with pytest.raises(UsageError, match=r"^configuration \S+/none.toml: No such file or directory$"):
+        merge({"config": str(tmp_path / "none.toml")})
+    (tmp_path / "bytes.toml").write_bytes(b"name = '\xff'")
+    with pytest.raises(UsageError, match=r"bytes.toml: not TOML: "):
+        merge({"config": str(tmp_path / "bytes.toml")})

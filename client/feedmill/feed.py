@@ -20,7 +20,7 @@ from feedmill_protocol.plan import Last, Plan
 from feedmill_protocol.tensors import FieldSpec
 
 from . import addresses
-from .connection import Arrived, Connection
+from .connection import Connection
 
 if TYPE_CHECKING:
     import torch

@@ -1,8 +1,8 @@
 """Memory that is used again: blocks that batches are received into, and tensors that they are finished into.
 
-Fresh memory costs a page fault for every 4 KiB, and glibc gives large blocks back to the kernel at every free: a batch of
-38 MB would spend as long on faults as on its arithmetic. Here a block returns to its pool when the last tensor on it is
-gone, whoever held it, and the next batch is put there.
+Fresh memory costs a page fault for every 4 KiB, and glibc gives large blocks back to the kernel at every free: a batch
+of 38 MB would spend as long on faults as on its arithmetic. Here a block returns to its pool when the last tensor on it
+is gone, whoever held it, and the next batch is put there.
 """
 
 import math
@@ -10,7 +10,6 @@ import weakref
 from collections import deque
 from typing import Final
 
-import numpy as np
 import torch
 
 __all__ = ["Pool"]

@@ -65,10 +65,10 @@ class Tensors:
         """Copy a block in the order of the device's current stream; its memory is used again when that is done."""
         on_device = block.to(self._device, non_blocking=True)
         if self._device.type == "cuda":
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(torch.cuda.current_stream(self._device))
             self._uploads.append(_Upload(done, block))
-            while self._uploads and self._uploads[0].done.query():
+            while self._uploads and self._uploads[0].done.query():  # type: ignore[no-untyped-call]
                 self._uploads.popleft()
         return on_device
 

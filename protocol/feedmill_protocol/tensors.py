@@ -50,9 +50,9 @@ class TensorSpec:
 class FieldSpec:
     """One field of a stream: its name, and dtype and shape of one sample's row.
 
-    ``channels_last`` says that rows of shape [C, H, W] lie in memory as [H, W, C]. ``scale`` and ``bias``, one number for
-    each channel or none at all, are what is left to do: ``x * scale + bias``, in float32, is the row that the pipeline
-    means. It is done where the row ends up, since bytes travel better than floats.
+    ``channels_last`` says that rows of shape [C, H, W] lie in memory as [H, W, C]. ``scale`` and ``bias``, one number
+    for each channel or none at all, are what is left to do: ``x * scale + bias``, in float32, is the row that the
+    pipeline means. It is done where the row ends up, since bytes travel better than floats.
     """
 
     name: str

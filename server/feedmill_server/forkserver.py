@@ -48,13 +48,13 @@ def main(control: Channel, broker: int) -> None:
         (_, references, jpeg), _ = control.receive()
         try:
             backend = choose(jpeg)
-            pipelines, descriptions = zip(*(_load(*reference, backend) for reference in references), strict=True)
+            loaded = [_load(reference, exact, backend) for reference, exact in references]
         except FeedmillError as error:
             control.send("unfit", str(error))
             return
-        control.send("loaded", descriptions, _versions())
+        control.send("loaded", [description for _, description in loaded], _versions())
         _, (stores,) = control.receive()
-        mills = [Mill(pipeline, _open(store)) for pipeline, store in zip(pipelines, _read(stores), strict=True)]
+        mills = [Mill(pipeline, _open(store)) for (pipeline, _), store in zip(loaded, _read(stores), strict=True)]
         gc.collect()
         gc.freeze()  # what was imported stays shared: no collection touches it in a worker
         _serve(control, mills)

@@ -2,9 +2,9 @@
 
 A torchvision ``Compose`` (v1 or v2) of crops, resizes and flips is run on uint8 tensors from a fast decoder instead of
 Pillow images, each step by torchvision's own code and so with the same random numbers. Where it begins with
-RandomResizedCrop, the crop is drawn first, and only that region is decoded. Where nothing but "to tensor" and "normalise"
-follows, the bytes travel, and the client finishes them: a quarter of the traffic, and none of the arithmetic here. Where
-something else follows, it runs as written, on what it expects.
+RandomResizedCrop, the crop is drawn first, and only that region is decoded. Where nothing but "to tensor" and
+"normalise" follows, the bytes travel, and the client finishes them: a quarter of the traffic, and none of the
+arithmetic here. Where something else follows, it runs as written, on what it expects.
 
 The rule of this file: what is not recognised exactly (a subclass, an odd argument) is not fused.
 """
@@ -155,7 +155,10 @@ def _lower(step: Any) -> Step | None:
 def _resize(pixels: torch.Tensor, step: Any) -> torch.Tensor:
     size = [step.size] if isinstance(step.size, int) else step.size
     longest = getattr(step, "max_size", None)
-    return functional.resize_image(pixels, size, interpolation=step.interpolation, max_size=longest, antialias=True)
+    resized: torch.Tensor = functional.resize_image(
+        pixels, size, interpolation=step.interpolation, max_size=longest, antialias=True
+    )
+    return resized
 
 
 def _finishing(rest: Sequence[Any], *, image: bool) -> Finishing | None:
@@ -173,8 +176,8 @@ def _finishing(rest: Sequence[Any], *, image: bool) -> Finishing | None:
 
 def _is_conversion(step: Any, dtype: torch.dtype) -> bool:
     if type(step) is v2.ToDtype:
-        return step.dtype == dtype and step.scale
-    return type(step) in {v1.ConvertImageDtype, v2.ConvertImageDtype} and step.dtype == dtype
+        return bool(step.dtype == dtype and step.scale)
+    return type(step) in {v1.ConvertImageDtype, v2.ConvertImageDtype} and bool(step.dtype == dtype)
 
 
 def _normalisation(rest: Sequence[Any]) -> Finishing | None:

@@ -1,15 +1,15 @@
 """JPEG back ends: where the time of a server goes.
 
-A back end decodes a region of a JPEG to RGB. ``turbo`` (libjpeg-turbo 3, by ctypes) decodes no more than the region needs;
-``simplejpeg`` and ``pillow`` decode the whole picture and cut. All three are builds of libjpeg-turbo with its accurate DCT
-and smooth upsampling. What the first two refuse (CMYK, 12 bits, damage) goes to Pillow, which decodes it or says what is
-wrong: there is one judge of what an image is.
+A back end decodes a region of a JPEG to RGB. ``turbo`` (libjpeg-turbo 3, by ctypes) decodes no more than the region
+needs; ``simplejpeg`` and ``pillow`` decode the whole picture and cut. All three are builds of libjpeg-turbo with its
+accurate DCT and smooth upsampling. What the first two refuse (CMYK, 12 bits, damage) goes to Pillow, which decodes it
+or says what is wrong: there is one judge of what an image is.
 """
 
 import ctypes
 import ctypes.util
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -98,7 +98,7 @@ def _cut(picture: np.ndarray[Any, np.dtype[np.uint8]], region: Region) -> torch.
 class _Box(ctypes.Structure):
     """tjregion of turbojpeg.h."""
 
-    _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]
 
 
 class Turbo:
@@ -200,7 +200,7 @@ def _turbo_paths() -> Iterator[str]:
         yield found
 
 
-BACKENDS: Final = {"turbo": Turbo, "simplejpeg": SimpleJpeg, "pillow": Pillow}
+BACKENDS: Final[dict[str, Callable[[], Backend]]] = {"turbo": Turbo, "simplejpeg": SimpleJpeg, "pillow": Pillow}
 """Back ends by name, the fastest first."""
 
 

@@ -76,15 +76,16 @@ class Pipeline:
 
         An ``exact`` pipeline stays as written, and so does one whose ``decode`` is anything but "PIL".
         """
-        pipeline, said = copy.copy(self), []
-        pipeline._backend = backend
-        pipeline._fused = list(self._fused)
-        for number, (field, transform) in enumerate(zip(self.fields, self._transforms, strict=True)):
-            if transform is None or not any(is_image(extension) for extension in field.extensions):
-                continue
-            found = fuse(transform) if self._images_as_pil and not self.exact else None
-            pipeline._fused[number] = found
-            said.append(f"{field.name}: " + (f"fused, {found.description} ({backend.name})" if found else "as written"))
+        found: list[Fused | None] = []
+        said = []
+        for field, transform in zip(self.fields, self._transforms, strict=True):
+            is_picture = transform is not None and any(is_image(extension) for extension in field.extensions)
+            fused = fuse(transform) if is_picture and self._images_as_pil and not self.exact else None
+            found.append(fused)
+            if is_picture:
+                said.append(f"{field.name}: " + (f"{fused.description} ({backend.name})" if fused else "as written"))
+        pipeline = copy.copy(self)
+        vars(pipeline).update(_fused=found, _backend=backend)
         return pipeline, said
 
     def __call__(self, members: Mapping[str, bytes]) -> list[torch.Tensor]:

@@ -53,6 +53,8 @@ def _field(value: object, path: str) -> object:
         raise ProtocolError(f"{path}: a shape of {len(field.shape)} dimensions has no channels")
     if len(field.scale) != len(field.bias) or (field.scale and len(field.scale) != field.shape[0]):
         raise ProtocolError(f"{path}: scale and bias are not one number for each channel")
+    if field.scale and field.dtype != "uint8":
+        raise ProtocolError(f"{path}: rows of {field.dtype} cannot be finished, only those of uint8")
     return field
 
 
@@ -158,10 +160,7 @@ class Welcome:
     server: Name
     boot: Name
     stream: Name
-    fields: Annotated[
-        tuple[FieldSpec, ...],
-        sequence(_field, limits.FIELDS),
-    ]
+    fields: Annotated[tuple[FieldSpec, ...], sequence(_field, limits.FIELDS)]
     batch_size: Annotated[int, integer(1, limits.BATCH_SAMPLES)]
     catalog: Name
     fingerprint: Name

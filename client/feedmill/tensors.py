@@ -13,7 +13,7 @@ import torch
 from feedmill_protocol.errors import UsageError
 from feedmill_protocol.tensors import FieldSpec, offsets
 
-from .memory import Pool
+from .memory import Pool, keep_freed_memory
 
 __all__ = ["Tensors", "device_of", "dtype_of", "world"]
 
@@ -37,6 +37,7 @@ class Tensors:
         self._blocks = Pool(pinned=device.type == "cuda")
         self._finished = Pool()
         self._uploads: deque[_Upload] = deque()
+        keep_freed_memory()
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         """Return memory to receive a block in: uint8 [nbytes], page-locked if it goes to a GPU."""

@@ -15,7 +15,17 @@ from PIL import Image
 
 from feedmill_protocol.errors import UsageError
 
-__all__ = ["Decode", "Decoder", "decode_image", "decoder", "image_size", "is_image", "require_size"]
+__all__ = [
+    "SCANS",
+    "Decode",
+    "Decoder",
+    "decode_image",
+    "decoder",
+    "image_size",
+    "is_image",
+    "require_scans",
+    "require_size",
+]
 
 Decoder = Callable[[str, bytes], Any]
 Decode = str | bool | Decoder | Mapping[str, Any]
@@ -27,6 +37,10 @@ _FORMATS: Final = ("JPEG", "PNG", "PPM", "WEBP", "BMP")
 
 _PIXELS: Final = 100_000_000
 """Images of more pixels are refused: 300 MB decoded, many times any training photograph."""
+
+SCANS: Final = 500
+"""JPEGs of more scans are refused. A progressive one has about ten; a hostile one has thousands, each of which may cost
+as much as a whole picture."""
 
 IMAGE_KINDS: Final[dict[str, tuple[str, str]]] = {
     "pil": ("RGB", "pil"),
@@ -60,12 +74,22 @@ def require_size(width: int, height: int) -> None:
         raise ValueError(f"the image has {width}x{height} pixels, more than {_PIXELS:,}")
 
 
+def require_scans(data: bytes) -> None:
+    """Raise ValueError for a JPEG that has too many scans to decode."""
+    codes = np.frombuffer(data, np.uint8)  # ten times as fast as bytes.count
+    scans = np.count_nonzero((codes[:-1] == 0xFF) & (codes[1:] == 0xDA))
+    if scans > SCANS:
+        raise ValueError(f"the image has {scans:,} scans, more than {SCANS}")
+
+
 def decode_image(data: bytes, mode: str, form: str) -> Any:
     """Decode an image of any of the accepted formats. Raises ValueError or OSError with the reason."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metadata oddities; the size is checked here
         image = _open(data)
         require_size(*image.size)
+        if image.format in {"JPEG", "MPO"}:
+            require_scans(data)
         image.load()
         converted = image.convert(mode)
     if form == "pil":

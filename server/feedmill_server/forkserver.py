@@ -65,7 +65,7 @@ def main(control: Channel, broker: int) -> None:
 def _load(reference: str, exact: bool, backend: Backend) -> tuple[Pipeline, dict[str, Any]]:  # noqa: FBT001
     """Load a pipeline; return it, fused, and what the broker should know of it."""
     pipeline, source = load(reference)
-    pipeline, fusion = (pipeline, ["as written"]) if exact else pipeline.fused(backend)
+    pipeline, fusion = pipeline.fused(backend, exact=exact)
     fields = [(field.name, field.extensions) for field in pipeline.fields]
     return pipeline, {"fields": fields, "batch_size": pipeline.batch_size, "source": source, "fusion": fusion}
 

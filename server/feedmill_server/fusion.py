@@ -9,7 +9,7 @@ arithmetic here. Where something else follows, it runs as written, on what it ex
 The rule of this file: what is not recognised exactly (a subclass, an odd argument) is not fused.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -35,8 +35,12 @@ _AS_THEY_ARE: Final = (
 )
 """Steps that do to a tensor what they do to a Pillow image, pixel by pixel."""
 
-_SMOOTH: Final = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
-"""What torch has antialiased uint8 kernels for."""
+_RANDOM_CROPS: Final = (v1.RandomCrop, v2.RandomCrop)
+_TENSORS: Final = (v1.PILToTensor, v2.PILToTensor, v2.ToImage)
+_FLOATS: Final = (v1.ToTensor, v2.ToTensor)
+
+_SMOOTH: Final = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC, "bilinear", "bicubic")
+"""What torch has antialiased uint8 kernels for; newer releases of v2 keep the name alone."""
 
 _JPEG: Final = b"\xff\xd8\xff"
 
@@ -50,34 +54,43 @@ class Finishing(NamedTuple):
     bias: tuple[float, ...] = ()
 
 
+def _pillow_image(pixels: torch.Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _tensor(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels
+
+
 @dataclass(frozen=True, slots=True)
 class Fused:
     """A recognised pipeline.
 
     ``crop`` is a RandomResizedCrop that comes first, or None. ``steps`` run on a uint8 tensor [3, H, W]. Then either
-    ``finishing`` says what the client has to do, or ``rest`` is called with what it expects.
+    ``finishing`` says what the client has to do, or ``rest`` runs, as written, on what it ``expects``.
     """
 
     crop: Any
     steps: tuple[Step, ...]
     finishing: Finishing | None
-    rest: Step | None
-    as_image: bool
+    expects: Step
+    rest: tuple[Step, ...]
     description: str
 
     def __call__(self, data: bytes, backend: Backend) -> Any:
-        """Return what becomes of an encoded image: uint8 [3, H, W] in channels_last, or whatever ``rest`` returns."""
+        """Return what becomes of an encoded image: uint8 [3, H, W] if it is to be finished, or what ``rest`` makes."""
         # Dense: of a view that was cut out, torch's resize makes planes, and turning those back takes 115 µs a picture.
         pixels = self._decode(data, backend if data.startswith(_JPEG) else _pillow).contiguous().permute(2, 0, 1)
         if self.crop is not None:
             pixels = _resize(pixels, self.crop)
         for step in self.steps:
             pixels = step(pixels)
-        if self.rest is None:
+        if self.finishing is not None:
             return pixels
-        return self.rest(
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()) if self.as_image else tv_tensors.Image(pixels)
-        )
+        value = self.expects(pixels)
+        for step in self.rest:
+            value = step(value)
+        return value
 
     def _decode(self, data: bytes, backend: Backend) -> torch.Tensor:
         try:
@@ -107,35 +120,39 @@ _PIXEL: Final = torch.zeros((1, 1, 1), dtype=torch.uint8)
 
 def fuse(transform: Any) -> Fused | None:
     """Return the fused form of a transform, or None if it is none that is recognised."""
-    steps = _flatten(transform)
-    image = True  # what the next step expects: a Pillow image, or a tensor
-    if steps and type(steps[0]) in {v2.ToImage, v2.PILToTensor, v1.PILToTensor}:
-        image, steps = False, steps[1:]
-        if steps and _is_conversion(steps[0], torch.uint8):
-            steps = steps[1:]
-    crop = steps[0] if steps and type(steps[0]) in _CROPS and _smooth(steps[0]) else None
-    rest = steps[1:] if crop is not None else steps
+    rest = _flatten(transform)
+    fused: list[Any] = []
+    crop: Any = None
     run: list[Step] = []
-    while rest and (step := _lower(rest[0])) is not None:
-        run.append(step)
+    expects: Step = _pillow_image  # what the next step expects
+    while rest:
+        step = rest[0]
+        if expects is _pillow_image and type(step) in _TENSORS:
+            expects = tv_tensors.Image if type(step) is v2.ToImage else _tensor
+        elif crop is None and not run and type(step) in _CROPS and _smooth(step):
+            crop = step
+        elif (lowered := _lower(step)) is not None:
+            run.append(lowered)
+        elif expects is _pillow_image or not _is_conversion(step, torch.uint8):
+            break
+        fused.append(step)
         rest = rest[1:]
-    if crop is None and not run:
-        return None
-    finishing = _finishing(rest, image=image)
-    fused = steps[: len(steps) - len(rest)]
-    said = " + ".join(type(step).__name__ for step in fused)
-    if finishing is not None:
-        how = "; the client finishes" if finishing.scale else ""
-        return Fused(crop, tuple(run), finishing, None, image, said + how)
-    as_written = v2.Compose(rest) if rest else None
-    if as_written is None and image:
-        return None  # a Pillow image cannot be batched: let the pipeline say so
-    names = ", ".join(type(step).__name__ for step in rest)
-    return Fused(crop, tuple(run), None, as_written, image, f"{said}; then as written: {names}")
+    finishing = _finishing(rest, image=expects is _pillow_image)
+    if finishing is None and not (rest and (crop or run)):
+        return None  # nothing to gain; or a Pillow image at the end, of which the pipeline should complain
+    if finishing is None:
+        description = f"{_names(fused)}; then as written: {_names(rest)}"
+    else:
+        description = " + ".join(filter(None, (_names(fused), finishing.scale and "the client finishes")))
+    return Fused(crop, tuple(run), finishing, expects, tuple(rest), description)
+
+
+def _names(steps: Iterable[Any]) -> str:
+    return " + ".join(type(step).__name__ for step in steps)
 
 
 def _flatten(transform: Any) -> list[Any]:
-    if type(transform) in {v1.Compose, v2.Compose}:
+    if type(transform) in {v1.Compose, v2.Compose} and isinstance(transform.transforms, Sequence):
         return [step for inner in transform.transforms for step in _flatten(inner)]
     if type(transform) is torch.nn.Sequential:
         return [step for inner in transform for step in _flatten(inner)]
@@ -150,6 +167,8 @@ def _lower(step: Any) -> Step | None:
     """Return what does to a uint8 tensor what this step does to an image, or None."""
     if type(step) in _RESIZES and _smooth(step):
         return lambda pixels: _resize(pixels, step)
+    if type(step) in _RANDOM_CROPS:
+        return step if type(step.fill) is int and step.fill == 0 and step.padding_mode == "constant" else None
     return step if type(step) in _AS_THEY_ARE else None
 
 
@@ -164,15 +183,12 @@ def _resize(pixels: torch.Tensor, step: Any) -> torch.Tensor:
 
 def _finishing(rest: Sequence[Any], *, image: bool) -> Finishing | None:
     """Return the arithmetic that these last steps come to, None if they are something else."""
-    if image:  # a Pillow image becomes a tensor: at once as float, or as bytes first
-        if rest and type(rest[0]) is v1.ToTensor:
-            return _normalisation(rest[1:])
-        if not rest or type(rest[0]) not in {v1.PILToTensor, v2.PILToTensor, v2.ToImage}:
-            return None
-        rest = rest[1:]
+    if rest and not image and type(rest[-1]) is v2.ToPureTensor:
+        rest = rest[:-1]
     if not rest:
-        return Finishing()
-    return _normalisation(rest[1:]) if _is_conversion(rest[0], torch.float32) else None
+        return None if image else Finishing()
+    to_float = type(rest[0]) in _FLOATS if image else _is_conversion(rest[0], torch.float32)
+    return _normalisation(rest[1:]) if to_float else None
 
 
 def _is_conversion(step: Any, dtype: torch.dtype) -> bool:
@@ -187,10 +203,11 @@ def _normalisation(rest: Sequence[Any]) -> Finishing | None:
         return Finishing(scale=(1 / 255,) * 3, bias=(0.0,) * 3)
     if len(rest) > 1 or type(rest[0]) not in {v1.Normalize, v2.Normalize}:
         return None
-    mean, std = ([float(v) for v in values] for values in (rest[0].mean, rest[0].std))
-    if len(mean) != 3 or len(std) != 3 or not all(std):
+    try:
+        mean, std = (torch.as_tensor(values, dtype=torch.float64) for values in (rest[0].mean, rest[0].std))
+    except (TypeError, ValueError, RuntimeError):  # torchvision will say what it thinks of them
         return None
-    return Finishing(
-        scale=tuple(1 / (255 * s) for s in std),
-        bias=tuple(-m / s for m, s in zip(mean, std, strict=True)),
-    )
+    if not mean.shape == std.shape == (3,):
+        return None
+    scale, bias = 1 / (255 * std), -mean / std
+    return Finishing(tuple(scale.tolist()), tuple(bias.tolist())) if (scale + bias).isfinite().all() else None

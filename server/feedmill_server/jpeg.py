@@ -18,7 +18,7 @@ import torch
 
 from feedmill_protocol.errors import PipelineError
 
-from .decode import decode_image, image_size
+from .decode import SCANS, decode_image, image_size, require_scans
 
 __all__ = ["BACKENDS", "Backend", "Region", "choose"]
 
@@ -83,7 +83,8 @@ class SimpleJpeg:
         return width, height
 
     def decode(self, data: bytes, region: Region) -> torch.Tensor:
-        """See `Backend.decode`."""
+        """See `Backend.decode`; raises ValueError for too many scans."""
+        require_scans(data)
         try:
             return _cut(self._library.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False), region)
         except ValueError as error:
@@ -118,14 +119,17 @@ class Turbo:
     _MARGIN: Final = 1
     """Pixels around a region that smooth upsampling looks at; with them, a region is equal to the cut-out picture."""
 
-    _SCANS: Final = 500
-    """A progressive picture has about ten; a hostile one has thousands, each as expensive as a whole picture."""
+    _LEAST: Final = 4
+    """Columns decoded at least: chroma that is less than two samples wide is not smoothed."""
+
+    _END: Final = b"\xff\xd9"
+    _TAIL: Final = 4096
+    """Where the end marker is looked for. Without it the file is cut short, which a region near its top would not tell,
+    or has a long tail of something else, which is rare enough to be Pillow's business."""
 
     def __init__(self) -> None:
         self._library = _load_turbo()
-        self._handle = self._library.tj3Init(self._DECOMPRESS)
-        self._set(self._STOP_ON_WARNING, 1)
-        self._set(self._SCAN_LIMIT, self._SCANS)
+        self._handle = None
 
     def __del__(self) -> None:
         if handle := getattr(self, "_handle", None):
@@ -133,6 +137,12 @@ class Turbo:
 
     def size(self, data: bytes) -> tuple[int, int]:
         """See `Backend.size`."""
+        # A new decoder for each picture, in 2 µs: one that was used keeps the tables of the last picture for a next one
+        # that has none, and may be left in the middle of a header.
+        self.__del__()
+        self._handle = self._library.tj3Init(self._DECOMPRESS)
+        for parameter, value in ((self._STOP_ON_WARNING, 1), (self._SCAN_LIMIT, SCANS)):
+            self._check(self._library.tj3Set(self._handle, parameter, value))
         self._check(self._library.tj3DecompressHeader(self._handle, data, len(data)))
         if self._get(self._PRECISION) != 8 or self._get(self._COLORSPACE) not in {self._RGB, self._YCBCR, self._GRAY}:
             raise Refused("not 8 bits of RGB, YCbCr or grey")
@@ -140,29 +150,25 @@ class Turbo:
 
     def decode(self, data: bytes, region: Region) -> torch.Tensor:
         """See `Backend.decode`."""
+        if data.find(self._END, -self._TAIL) < 0:
+            raise Refused("no end marker")
         width, height = self.size(data)
         unit = self._MCU_WIDTH.get(self._get(self._SUBSAMPLING))
         if unit is None:
             raise Refused("unusual chroma subsampling")
         top = max(0, region.top - self._MARGIN)
-        left = max(0, region.left - self._MARGIN) // unit * unit
         bottom = min(height, region.top + region.height + self._MARGIN)
-        right = min(width, region.left + region.width + self._MARGIN)
+        right = min(width, max(region.left + region.width + self._MARGIN, self._LEAST))
+        left = max(0, min(region.left - self._MARGIN, right - self._LEAST)) // unit * unit
         picture = torch.empty((bottom - top, right - left, 3), dtype=torch.uint8)
         self._check(self._library.tj3SetCroppingRegion(self._handle, _Box(left, top, right - left, bottom - top)))
-        try:
-            pixels = picture.data_ptr()
-            self._check(self._library.tj3Decompress8(self._handle, data, len(data), pixels, 0, self._PIXELS_RGB))
-        finally:
-            self._library.tj3SetCroppingRegion(self._handle, _Box(0, 0, 0, 0))
+        pixels = picture.data_ptr()
+        self._check(self._library.tj3Decompress8(self._handle, data, len(data), pixels, 0, self._PIXELS_RGB))
         y, x = region.top - top, region.left - left
         return picture[y : y + region.height, x : x + region.width]
 
     def _get(self, parameter: int) -> int:
         return int(self._library.tj3Get(self._handle, parameter))
-
-    def _set(self, parameter: int, value: int) -> None:
-        self._check(self._library.tj3Set(self._handle, parameter, value))
 
     def _check(self, status: int) -> None:
         if status:

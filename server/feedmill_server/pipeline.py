@@ -71,16 +71,17 @@ class Pipeline:
         self._fused: list[Fused | None] = [None] * len(self.fields)
         self._backend: Backend | None = None
 
-    def fused(self, backend: Backend) -> tuple[Self, list[str]]:
+    def fused(self, backend: Backend, *, exact: bool = False) -> tuple[Self, list[str]]:
         """Return this pipeline with what is recognised of its image transforms on a fast decoder; and say what was.
 
         An ``exact`` pipeline stays as written, and so does one whose ``decode`` is anything but "PIL".
         """
+        exact = exact or self.exact or not self._images_as_pil
         found: list[Fused | None] = []
         said = []
         for field, transform in zip(self.fields, self._transforms, strict=True):
             is_picture = transform is not None and any(is_image(extension) for extension in field.extensions)
-            fused = fuse(transform) if is_picture and self._images_as_pil and not self.exact else None
+            fused = fuse(transform) if is_picture and not exact else None
             found.append(fused)
             if is_picture:
                 said.append(f"{field.name}: " + (f"{fused.description} ({backend.name})" if fused else "as written"))

@@ -15,6 +15,9 @@ _MEMORY: Final = 128 * 2**20
 
 _BATCHES: Final = 40
 
+_ARRIVAL: Final = 2.0
+"""Seconds until all that was asked for ahead has come."""
+
 _WORKERS: Final = (1, 5)
 """The difference of these two servers is four workers."""
 
@@ -62,6 +65,7 @@ def _client_batches(given: contest.Entry) -> float:
         before = _private_bytes()
         feed = feedmill.connect(server.url, dtype=torch.uint8, prefetch=prefetch)
         _consume(feed, _BATCHES)
+        time.sleep(_ARRIVAL)
         after = _private_bytes()
         feed.close()
         _, batch = offsets(field.rows(given.batch) for field in feed.fields)

@@ -48,7 +48,9 @@ class Pool:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised contiguous tensor in such memory."""
-        return self.take(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+        if not (count := math.prod(shape)):
+            return torch.empty(shape, dtype=dtype)
+        return self.take(count * dtype.itemsize).view(dtype).view(shape)
 
     def _find(self, nbytes: int) -> torch.Tensor:
         for _ in range(len(self._free)):

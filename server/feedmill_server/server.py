@@ -422,8 +422,8 @@ def _check_memory(stream: Stream, memory: int) -> None:
     _, batch = offsets(field.rows(stream.batch_size) for field in stream.fields)
     if batch > memory:
         raise UsageError(
-            f"memory={memory}: a batch of stream {stream.name} takes {batch:,} bytes; give --memory several times that, "
-            "or make batches smaller with --batch-size"
+            f"memory={memory}: a batch of stream {stream.name} takes {batch:,} bytes; give --memory several times "
+            "that, or make batches smaller with --batch-size"
         )
 
 

@@ -1,4 +1,4 @@
-"""Servers for tests, and the rule that nothing a test starts may outlive it: no process, thread, socket, pipe or slot."""
+"""Servers for tests, and the rule that nothing of a test may outlive it: no process, thread, socket, pipe or slot."""
 
 import gc
 import os

@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     context = zmq.Context()
     try:
         with _progress() as progress, Server(config, context, progress) as server:
-            _handle_signals(server)
+            if not args.check:
+                _handle_signals(server)
             server.prepare()
             if args.check:
                 _print_check(config, server)
@@ -81,6 +82,8 @@ def _handle_signals(server: Server) -> None:
     def first(_number: int, _frame: FrameType | None) -> None:
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, _exit_at_once)
+        if not server.serving:  # importing or indexing, which may take long, and nobody has been promised anything
+            raise SystemExit(0)
         server.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import secrets
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ class Server:
     ) -> None:
         self.config = config
         self.served: list[Served] = []
+        self.serving = False
         self._progress = progress
         self._stores = {name: _store(config, stream) for name, stream in config.streams.items()}
         pipelines = [stream.pipeline or PRESETS[stream.preset] for stream in config.streams.values()]
@@ -179,19 +181,21 @@ class Server:
 
     def bind(self) -> str:
         """Listen; return the endpoint, with the port that was found when ``*`` was asked for. Raises UsageError."""
-        socket = self._socket
-        socket.set(zmq.ROUTER_MANDATORY, 1)  # an unknown client is an error, not silence
+        router = self._socket
+        router.set(zmq.ROUTER_MANDATORY, 1)  # an unknown client is an error, not silence
         # Each client has at most OUTSTANDING batches to come, and a PONG for each of its pings.
-        socket.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
-        socket.set(zmq.MAXMSGSIZE, _CLIENT_MESSAGE_BYTES)
-        socket.set(zmq.IPV6, "[" in self.config.bind)
+        router.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
+        router.set(zmq.MAXMSGSIZE, _CLIENT_MESSAGE_BYTES)
+        router.set(zmq.IPV6, "[" in self.config.bind)
         try:
-            socket.bind(self.config.bind)
+            if _somebody_listens(self.config.bind):
+                raise zmq.ZMQError(zmq.EADDRINUSE)
+            router.bind(self.config.bind)
         except zmq.ZMQError as error:
             raise UsageError(
                 f"cannot listen on {self.config.bind}: {error.strerror}; choose another with --bind"
             ) from None
-        return socket.get_string(zmq.LAST_ENDPOINT)
+        return router.get_string(zmq.LAST_ENDPOINT)
 
     def stop(self) -> None:
         """Begin to drain. May be called from a signal handler."""
@@ -199,6 +203,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop` was called and what was asked for is done."""
+        self.serving = True
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._workers.control, zmq.POLLIN)
         for channel in self._workers.channels.values():
@@ -228,10 +233,10 @@ class Server:
             _log.info("draining: %d requests are open", self._broker.open)
             self._broker.drain()
             self._send_replies()
-        return not self._broker.open or time.monotonic() >= self._stop_at
+        return not (self._broker.open or self._sending) or time.monotonic() >= self._stop_at
 
     def _patience(self) -> float:
-        return _PINNED_POLL if self._sending and self._broker.queued else _TICK
+        return _PINNED_POLL if self._sending and (self._broker.queued or self._stop_at) else _TICK
 
     def _hear_clients(self) -> None:
         for _ in range(64):  # then it is the workers' turn
@@ -418,8 +423,8 @@ def _check_memory(stream: Stream, memory: int) -> None:
     _, batch = offsets(field.rows(stream.batch_size) for field in stream.fields)
     if batch > memory:
         raise UsageError(
-            f"memory={memory}: a batch of stream {stream.name} takes {batch:,} bytes; give --memory several times that, "
-            "or make batches smaller with --batch-size"
+            f"memory={memory}: a batch of stream {stream.name} takes {batch:,} bytes; "
+            "give --memory several times that, or make batches smaller with --batch-size"
         )
 
 
@@ -427,6 +432,13 @@ def _first_samples(catalog: Catalog) -> list[tuple[int, int]]:
     """Return shard and index of the first few samples."""
     firsts = ((shard, index) for shard, count in enumerate(catalog.counts.tolist()) for index in range(count))
     return list(itertools.islice(firsts, _PROBES))
+
+
+def _somebody_listens(url: str) -> bool:
+    """Tell whether an ``ipc://`` URL is a server's already: libzmq would take it away from that one in silence."""
+    scheme, _, path = url.partition("://")
+    with socket.socket(socket.AF_UNIX) as probe:
+        return scheme == "ipc" and probe.connect_ex(path) == 0
 
 
 def _address(frame: zmq.Frame) -> str:

@@ -11,7 +11,6 @@ from PIL import Image
 
 from feedmill_server.pictures import write_shards
 from integration import processes
-from integration.processes import Served
 from shardmaker import write_tar
 
 PIPELINES = Path(__file__).with_name("pipelines.py")
@@ -31,7 +30,7 @@ class Dataset:
     batch_size: int
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+        return (self.samples + self.batch_size - 1) // self.batch_size
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Fleet:
         self._folder = folder
         self._config = config
         self._stack = stack
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, processes.Served] = {}
 
     def __getitem__(self, name: str) -> str:
         """Return the URL of "one", "two" or "four", which have so many workers, or of "ipc", which has two."""

@@ -77,11 +77,17 @@ def _image(jpeg: bytes, transform: Callable[[Image.Image], torch.Tensor], seed: 
 
 
 @pytest.mark.parametrize(
-    ("stream", "transform"),
-    [("pictures", _TRAIN), ("pictures-eval", _EVAL), ("imagenet", _TRAIN), ("imagenet-eval", _EVAL)],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ("stream", "transform", "seed", "epoch", "window"),
+    [
+        ("pictures", _TRAIN, 0, 0, 16),
+        ("pictures", _TRAIN, 2**63 - 1, 7, 2),
+        ("pictures-eval", _EVAL, 1, 0, 1),
+        ("imagenet", _TRAIN, 0, 0, 16),
+        ("imagenet", _TRAIN, 2**40, 3, 2),
+        ("imagenet-eval", _EVAL, 0, 1, 16),
+    ],
+    ids=["pictures", "pictures, windows", "pictures, eval", "imagenet", "imagenet, windows", "imagenet, eval"],
 )
-@pytest.mark.parametrize(("seed", "epoch", "window"), [(0, 0, 16), (2**63 - 1, 7, 2)])
 def test_what_arrives_is_what_the_definition_says(
     data: Data, fleet: Fleet, stream: str, transform: transforms.Compose, seed: int, epoch: int, window: int
 ) -> None:

@@ -187,14 +187,13 @@ class Server:
         router.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
         router.set(zmq.MAXMSGSIZE, _CLIENT_MESSAGE_BYTES)
         router.set(zmq.IPV6, "[" in self.config.bind)
+        url = self.config.bind
+        if _somebody_listens(url):
+            raise UsageError(f"cannot listen on {url}: {os.strerror(zmq.EADDRINUSE)}; choose another with --bind")
         try:
-            if _somebody_listens(self.config.bind):
-                raise zmq.ZMQError(zmq.EADDRINUSE)
-            router.bind(self.config.bind)
+            router.bind(url)
         except zmq.ZMQError as error:
-            raise UsageError(
-                f"cannot listen on {self.config.bind}: {error.strerror}; choose another with --bind"
-            ) from None
+            raise UsageError(f"cannot listen on {url}: {error.strerror}; choose another with --bind") from None
         return router.get_string(zmq.LAST_ENDPOINT)
 
     def stop(self) -> None:
@@ -437,8 +436,11 @@ def _first_samples(catalog: Catalog) -> list[tuple[int, int]]:
 def _somebody_listens(url: str) -> bool:
     """Tell whether an ``ipc://`` URL is a server's already: libzmq would take it away from that one in silence."""
     scheme, _, path = url.partition("://")
-    with socket.socket(socket.AF_UNIX) as probe:
-        return scheme == "ipc" and probe.connect_ex(path) == 0
+    if scheme == "ipc":
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.connect(path)
+            return True
+    return False
 
 
 def _address(frame: zmq.Frame) -> str:

@@ -196,6 +196,7 @@ def test_an_ipc_path_in_use_is_not_taken_from_its_server(
         ((*NUMBERS, "--bind", "tcp://127.0.0.1"), "expected tcp://ADDRESS:PORT"),
         ((*NUMBERS, "--bind", "tcp://127.0.0.1:99999"), "expected a port in 1..65535"),
         ((*NUMBERS, "--bind", "ipc:///no/such/folder/socket"), "cannot listen on ipc:///no/such/folder/socket"),
+        ((*NUMBERS, "--bind", "ipc:///" + "x" * 200), "is longer than"),
         ((), "needs either a pipeline (FILE.py:NAME) or a preset"),
         ((*NUMBERS, *PRESET), "needs either a pipeline (FILE.py:NAME) or a preset"),
         (("--preset", "imagenet"), "presets are imagenet-train, imagenet-eval"),

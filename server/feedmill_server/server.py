@@ -114,12 +114,10 @@ class Server:
     def prepare(self) -> None:
         """Load pipelines, index shards, start the workers, and learn what they make of a sample."""
         self._workers.start()
+        catalogs = [Catalog.build(store, partial(self._indexed, name)) for name, store in self._stores.items()]
         described, versions = self._workers.wait_loaded(_LOAD_TIMEOUT)
-        catalogs = []
-        for (name, store), pipeline in zip(self._stores.items(), described, strict=True):
-            catalog = Catalog.build(store, partial(self._progress, name))
+        for name, pipeline, catalog in zip(self._stores, described, catalogs, strict=True):
             _check_fields(name, pipeline["fields"], catalog)
-            catalogs.append(catalog)
         self._workers.open([_described(self.config, store) for store in self._stores.values()])
         first, *_ = self._workers.fill(time.monotonic())
         for number, (name, catalog, pipeline) in enumerate(zip(self._stores, catalogs, described, strict=True)):
@@ -133,6 +131,10 @@ class Server:
             boot=secrets.token_hex(8),
             workers=self.config.workers,
         )
+
+    def _indexed(self, stream: str, done: int, total: int) -> None:
+        self._progress(stream, done, total)
+        self._workers.check_loaded()  # a pipeline that does not load is known before a long index is done
 
     def _describe(
         self,

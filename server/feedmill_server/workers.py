@@ -34,6 +34,7 @@ class Workers:
         self.channels: dict[int, Channel] = {}
         self._pipelines = list(pipelines)
         self._stores: Sequence[dict[str, Any]] = ()
+        self._loaded: tuple[list[dict[str, Any]], str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: Channel | None = None
         self._known_slots: dict[int, set[int]] = {}  # which slots a worker has mapped
@@ -69,15 +70,24 @@ class Workers:
 
     def wait_loaded(self, timeout: float) -> tuple[list[dict[str, Any]], str]:
         """Return what the fork server says of each pipeline, and of its libraries. Raises PipelineError."""
+        self.check_loaded(timeout)
+        if self._loaded is None:
+            raise PipelineError(f"loading the pipelines took more than {timeout:g} s")
+        return self._loaded
+
+    def check_loaded(self, timeout: float = 0.0) -> None:
+        """See whether the fork server has something to say yet. Raises PipelineError if pipelines cannot be loaded."""
+        if self._loaded is not None:
+            return
         try:
             (kind, *answer), _ = self.control.receive(timeout)
         except TimeoutError:
-            raise PipelineError(f"loading the pipelines took more than {timeout:g} s") from None
+            return
         except ChannelClosed:
             raise PipelineError("the process that loads the pipelines ended; its last words are above") from None
         if kind == "unfit":
             raise PipelineError(answer[0])
-        return answer[0], answer[1]
+        self._loaded = answer[0], answer[1]
 
     def fill(self, now: float) -> list[int]:
         """Fork all workers at once; return their numbers."""

@@ -72,6 +72,17 @@ def test_an_epoch_is_the_same_in_every_bit_whoever_makes_it(
     assert {batch.server for batch in batches} <= set(urls)
 
 
+def test_an_epoch_begun_again_out_of_order_is_whole(data: Data, fleet: Fleet, reference: Reference) -> None:
+    """Whatever came first of an iteration that was left, the next one of the same epoch has every batch."""
+    dataset = data["pictures"]
+    with feedmill.connect(fleet["two"], dataset.stream, order="arrival", prefetch=3, timeout=TIMEOUT) as feed:
+        for _ in range(4):
+            feed.set_epoch(0)
+            next(feed.batches())
+        feed.set_epoch(0)
+        assert_same(list(feed.batches()), reference(dataset.stream))
+
+
 def test_every_server_of_three_takes_part(data: Data, fleet: Fleet) -> None:
     """Several servers are used, not held in reserve."""
     dataset = data["slow"]

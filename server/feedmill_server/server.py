@@ -26,12 +26,13 @@ from feedmill_protocol.errors import PipelineError, ProtocolError, ShardError, U
 from feedmill_protocol.messages import Hello
 from feedmill_protocol.tensors import FieldSpec, offsets
 
-from .broker import Bad, Broker, Reply, Stream, Work
+from .broker import CLIENT_SILENCE, Bad, Broker, Reply, Stream, Work
 from .catalog import Catalog
 from .channel import Channel, ChannelClosed
+from .complaints import Complaints
 from .config import PRESETS, ServerConfig, StreamConfig
 from .listing import expand
-from .shards import ShardStore
+from .shards import OPEN_SHARDS, ShardStore
 from .slots import Slot, SlotPool
 from .workers import Workers
 
@@ -96,6 +97,7 @@ class Server:
         self._socket = context.socket(zmq.ROUTER)
         self._poller = zmq.Poller()
         self._sending: deque[_Sending] = deque()
+        self._complaints = Complaints()
         self._stop_at: float | None = None
 
     def __enter__(self) -> Self:
@@ -118,7 +120,8 @@ class Server:
         described, versions = self._workers.wait_loaded(_LOAD_TIMEOUT)
         for name, pipeline, catalog in zip(self._stores, described, catalogs, strict=True):
             _check_fields(name, pipeline["fields"], catalog)
-        self._workers.open([_described(self.config, store) for store in self._stores.values()])
+        open_shards = max(1, OPEN_SHARDS // len(self._stores))
+        self._workers.open([_described(self.config, store, open_shards) for store in self._stores.values()])
         first, *_ = self._workers.fill(time.monotonic())
         for number, (name, catalog, pipeline) in enumerate(zip(self._stores, catalogs, described, strict=True)):
             fields = self._probe(first, number, name, catalog)
@@ -188,6 +191,9 @@ class Server:
         # Each client has at most OUTSTANDING batches to come, and a PONG for each of its pings.
         router.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
         router.set(zmq.MAXMSGSIZE, _CLIENT_MESSAGE_BYTES)
+        # What a client that was stopped does not take would stay pinned as long as its kernel keeps the connection.
+        # Over ipc there is no such thing; but there a stopped client can be seen, and killed, on the same machine.
+        router.set(zmq.TCP_MAXRT, round(CLIENT_SILENCE * 1000))
         router.set(zmq.IPV6, "[" in self.config.bind)
         url = self.config.bind
         if _somebody_listens(url):
@@ -203,7 +209,10 @@ class Server:
         self._stop_at = self._stop_at or time.monotonic() + _DRAIN_SECONDS
 
     def run(self) -> None:
-        """Serve until `stop` was called and what was asked for is done."""
+        """Serve until `stop` was called and what was asked for is done.
+
+        Raises PipelineError if the pipelines have to be loaded again, and are not what they were.
+        """
         self.serving = True
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._workers.control, zmq.POLLIN)
@@ -249,13 +258,15 @@ class Server:
 
     def _hear_client(self, client: bytes, frames: Sequence[zmq.Frame]) -> None:
         try:
-            message = codec.decode(frames[0].bytes)
-            payload = codec.join(message, [frame.bytes for frame in frames[1:]])
+            message = codec.decode(frames[0].buffer)
+            payload = codec.join(message, [frame.buffer for frame in frames[1:]])  # copied once the length is right
             if isinstance(message, Hello):
                 _log.info("client %s at %s: stream %r", client.hex()[2:], _address(frames[0]), message.stream)
             self._broker.receive(client, message, payload, time.monotonic())
         except ProtocolError as error:
-            _log.warning("client %s at %s: %s", client.hex()[2:], _address(frames[0]), error)
+            if bad := self._complaints.due(client, time.monotonic()):
+                more = f"; {bad} messages like that" if bad > 1 else ""
+                _log.warning("client %s at %s: %s%s", client.hex()[2:], _address(frames[0]), error, more)
             self._broker.refuse(client, "version" if isinstance(error, VersionMismatch) else "protocol", str(error))
 
     # Workers.
@@ -273,12 +284,15 @@ class Server:
                 self._broker.lost(number, "the worker processes were killed")
             self._poller.register(self._workers.control, zmq.POLLIN)
             return
-        if kind == "loaded":
-            self._watch(self._workers.refill(time.monotonic()))
-        elif kind == "exited":
+        if kind == "exited":
             self._bury(*message)
-        else:
-            _log.error("the pipelines no longer load: %s", message[0])
+            return
+        try:
+            self._watch(self._workers.refill(time.monotonic(), kind, *message))
+        except PipelineError:
+            self._broker.drain()  # clients ask others at once
+            self._send_replies()
+            raise
 
     def _hear_worker(self, fd: int) -> None:
         number = next((n for n, channel in self._workers.channels.items() if channel.fileno() == fd), None)
@@ -325,8 +339,7 @@ class Server:
                 if (work := self._broker.next_part(number)) is None:
                     break
                 self._give(number, work)
-        while self._pool.retired:
-            self._workers.drop(self._pool.retired.pop())
+        self._pool.retired[:] = [slot for slot in self._pool.retired if not self._workers.drop(slot)]
 
     def _give(self, number: int, work: Work[Slot]) -> None:
         build = work.build
@@ -365,8 +378,9 @@ class Server:
         if reply.slot is not None:
             frames += codec.cut(reply.slot.memory[: reply.message.payload_bytes - len(reply.trailer)])
         frames += codec.cut(memoryview(reply.trailer))
+        header = codec.encode(reply.message)  # before anything is sent: a message cannot be left half-way
         send(reply.client, zmq.SNDMORE | zmq.NOBLOCK)
-        send(codec.encode(reply.message), zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
+        send(header, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
         for frame in frames:
             more = 0 if frame is frames[-1] else zmq.SNDMORE
             tracker = send(frame, zmq.NOBLOCK | more, copy=False, track=True)
@@ -465,10 +479,11 @@ def _store(config: ServerConfig, stream: StreamConfig) -> ShardStore:
     return ShardStore(expand(stream.shards), cache=cache, inflated_bytes=config.cache_bytes)
 
 
-def _described(config: ServerConfig, store: ShardStore) -> dict[str, Any]:
+def _described(config: ServerConfig, store: ShardStore, open_shards: int) -> dict[str, Any]:
     return {
         "paths": [os.fsencode(path) for path in store.paths],
         "cache": config.cache,
         "inflated_bytes": config.cache_bytes,
         "stamps": store.stamps,
+        "open_shards": open_shards,
     }

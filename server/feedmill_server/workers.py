@@ -9,13 +9,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgpack
 
 from feedmill_protocol.errors import PipelineError
 
-from .channel import Channel, ChannelClosed
+from .channel import Channel, ChannelClosed, ChannelFull
 from .slots import Slot
 
 __all__ = ["Workers"]
@@ -57,7 +58,12 @@ class Workers:
             # One thread each: workers are the parallelism, and a forking process must have no other thread.
             threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             self._process = subprocess.Popen(  # noqa: S603 # our own interpreter and module
-                command, pass_fds=[end.fileno()], stdin=subprocess.DEVNULL, stdout=2, env=os.environ | threads
+                command,
+                pass_fds=[end.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                env=os.environ | threads,
+                process_group=0,  # a terminal's Ctrl-C is for the broker, also while torch is being imported
             )
         self._control.send("load", self._pipelines)
 
@@ -93,8 +99,22 @@ class Workers:
         """Fork all workers at once; return their numbers."""
         return [self._fork(now) for _ in range(self.count)]
 
-    def refill(self, now: float) -> list[int]:
-        """Fork all workers from another fork server, once it has loaded what the first had."""
+    def refill(self, now: float, kind: str, *answer: Any) -> list[int]:
+        """Fork all workers from another fork server, once it has answered that the pipelines are ``loaded``.
+
+        Raises PipelineError if they are ``unfit``, or not what the first one loaded: it would make other pixels under
+        the same fingerprint.
+        """
+        if kind == "unfit":
+            raise PipelineError(answer[0])
+        if self._loaded is None:
+            raise RuntimeError("the first fork server has not loaded anything")
+        (before, versions_before), (after, versions) = self._loaded, answer
+        for pipeline, old, new in zip(self._pipelines, before, after, strict=True):
+            if old != new:
+                raise PipelineError(f"{pipeline} was changed while it was served; restart the server to serve it")
+        if versions != versions_before:
+            raise PipelineError(f"{versions_before} became {versions} meanwhile; restart the server to use that")
         self.open(self._stores)
         return self.fill(now)
 
@@ -126,18 +146,31 @@ class Workers:
         return gone
 
     def give(self, number: int, slot: Slot, *part: Any) -> None:
-        """Give a part to a worker, which gets to know the slot if it does not yet."""
+        """Give a part to a worker, which gets to know the slot if it does not yet.
+
+        A worker that does not read is cut off, which ends it: the broker never waits for one.
+        """
         known = self._known_slots[number]
         fds = [] if slot.number in known else [slot.fd]
         known.add(slot.number)
-        self.channels[number].send("part", slot.number, *part, fds=fds)
+        try:
+            self.channels[number].send("part", slot.number, *part, fds=fds, wait=False)
+        except ChannelFull:
+            _log.warning("worker %d does not read what it is sent; ending it", number)
+            self.channels[number].end()
 
-    def drop(self, slot: int) -> None:
-        """Have a slot unmapped that no longer exists."""
+    def drop(self, slot: int) -> bool:
+        """Have a slot unmapped that no longer exists; return whether every worker that knew it has been told.
+
+        One that is too busy to be told keeps the slot until it is asked again.
+        """
         for number, known in self._known_slots.items():
             if slot in known:
-                known.discard(slot)
-                self.channels[number].send("drop", slot)
+                with suppress(ChannelFull):
+                    with suppress(ChannelClosed):  # it unmaps all it has
+                        self.channels[number].send("drop", slot, wait=False)
+                    known.discard(slot)
+        return not any(slot in known for known in self._known_slots.values())
 
     def close(self) -> None:
         """End the fork server and the workers."""
@@ -154,7 +187,7 @@ class Workers:
     def _fork(self, now: float) -> int:
         self._number += 1
         channel, end = Channel.pair()
-        with end:
+        with end, suppress(ChannelClosed):  # that the fork server is gone is about to be noticed
             self.control.send("fork", self._number, fds=[end.fileno()])
         self.channels[self._number] = channel
         self._known_slots[self._number] = set()

@@ -22,10 +22,12 @@ from feedmill_protocol.plan import Last, Plan
 from feedmill_protocol.tensors import FieldSpec
 
 from . import addresses
-from .connection import Arrived, Connection
+from .connection import Connection
 
 if TYPE_CHECKING:
     import torch
+
+    from .tensors import Tensors
 
 __all__ = ["Batch", "Feed", "Stats", "connect"]
 
@@ -97,6 +99,7 @@ def connect(
     on_error: Literal["raise", "skip"] = "raise",
     prefetch: int | None = None,
     device: "str | torch.device" = "cpu",
+    dtype: "torch.dtype | None" = None,
     timeout: float = 60.0,
 ) -> "Feed":
     """Open a feed of batches from servers.
@@ -111,6 +114,10 @@ def connect(
     reports them; "raise" ends the iteration. ``prefetch`` bounds the batches held or asked for; by default two for each
     server that is known when the feed is opened, and at least 4. Tensors arrive on ``device``.
 
+    Pictures whose pipeline ends in "to tensor" and "normalise" travel as bytes and are finished on the device: NCHW in
+    channels_last memory, as ``dtype`` (float32, bfloat16 or float16). ``torch.uint8`` hands them out unfinished, and
+    `Feed.finish` does the rest later.
+
     Waits for the first server. Raises ServerUnavailable when none makes progress for ``timeout`` seconds, here and
     later; StreamMismatch when servers do not have the stream, or not the same; UsageError for arguments.
     """
@@ -124,17 +131,11 @@ def connect(
         raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds")
     if prefetch is not None and not (type(prefetch) is int and 1 <= prefetch <= limits.OUTSTANDING):
         raise UsageError(f"prefetch={prefetch!r}: expected an integer in 1..{limits.OUTSTANDING}")
-    chosen = tensors.device_of(device)
-    pinned = chosen.type == "cuda"
+    maker = tensors.Tensors(tensors.device_of(device), tensors.dtype_of(dtype))
     urls = addresses.parse(url)
 
     def open_connection() -> Connection:
-        return Connection(
-            urls, stream or "", timeout=timeout, allocate=lambda nbytes: tensors.allocate(nbytes, pinned=pinned)
-        )
-
-    def finish(arrived: Arrived) -> "tuple[torch.Tensor, ...]":
-        return tensors.views(tensors.to_device(arrived.block, chosen), arrived.message.tensors)
+        return Connection(urls, stream or "", timeout=timeout, allocate=maker.allocate)
 
     connection = open_connection()
     try:
@@ -155,7 +156,7 @@ def connect(
         connection.close()
         raise
     ahead = prefetch or max(_PREFETCH_LEAST, _PREFETCH_PER_SERVER * len(connection.servers()))
-    return Feed(connection, plan, contract, open_connection, finish, order=order, on_error=on_error, prefetch=ahead)
+    return Feed(connection, plan, contract, open_connection, maker, order=order, on_error=on_error, prefetch=ahead)
 
 
 class Feed:
@@ -167,7 +168,7 @@ class Feed:
         plan: Plan,
         contract: Welcome,
         reopen: Callable[[], Connection],
-        finish: "Callable[[Arrived], tuple[torch.Tensor, ...]]",
+        tensors: "Tensors",
         *,
         order: Literal["plan", "arrival"],
         on_error: Literal["raise", "skip"],
@@ -177,7 +178,7 @@ class Feed:
         self._contract = contract
         self._connection = connection
         self._reopen = reopen
-        self._finish = finish
+        self._tensors = tensors
         self._order = order
         self._on_error = on_error
         self._prefetch = prefetch
@@ -235,6 +236,10 @@ class Feed:
             if self._connection.pid != os.getpid():
                 raise UsageError("this iteration is the parent process's; iterate over the feed again in this one")
             yield self._take(epoch)
+
+    def finish(self, tensors: "Sequence[torch.Tensor]") -> "tuple[torch.Tensor, ...]":
+        """Do to a batch that was handed out as uint8 what is left to do: to float32, scaled and normalised."""
+        return self._tensors.finish(tensors, self.fields)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of an epoch: the same epoch and seed give the same batches."""
@@ -318,7 +323,9 @@ class Feed:
         tally.samples += len(keys)
         tally.bytes += message.payload_bytes
         tally.skipped += message.missing
-        tensors = self._finish(arrived)
+        tensors = self._tensors.unpack(arrived.block, self.fields, len(keys))
+        if self._tensors.finishing:
+            tensors = self._tensors.finish(tensors, self.fields)
         return Batch(tensors, keys, message.epoch, message.batch, message.missing, message.skipped, arrived.server)
 
     def _fill(self) -> None:

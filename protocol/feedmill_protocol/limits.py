@@ -27,6 +27,9 @@ FIELDS: Final = 32
 RANK: Final = 8
 """Dimensions of a tensor, the batch dimension included."""
 
+CHANNELS: Final = 8
+"""Channels that a client may be asked to finish: pictures have at most 4, and the numbers must fit a header."""
+
 SHARDS: Final = 16_000_000
 """Shards of a stream: 64 MB of counts. A million shards of a thousand samples is a billion samples."""
 

@@ -5,10 +5,11 @@ protocol version; receivers ignore fields that they do not know. Anything else n
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias, cast
 
 from . import limits
-from .schema import flag, integer, one_of, record, sequence, text
+from .errors import ProtocolError
+from .schema import flag, integer, number, one_of, record, sequence, text
 from .spans import SPAN_BYTES
 from .tensors import ITEM_BYTES, FieldSpec, TensorSpec, offsets
 
@@ -33,6 +34,29 @@ _dtype = one_of(*ITEM_BYTES)
 _size = integer(0, 2**40)
 _shape = sequence(_size, limits.RANK)
 _row = sequence(_size, limits.RANK - 1)  # of one sample
+_numbers = sequence(number, limits.CHANNELS)
+_any_field = record(
+    FieldSpec,
+    name=text(limits.NAME_BYTES),
+    dtype=_dtype,
+    shape=_row,
+    channels_last=flag,
+    scale=_numbers,
+    bias=_numbers,
+)
+
+
+def _field(value: object, path: str) -> object:
+    """Accept a field whose parts agree with each other."""
+    field = cast("FieldSpec", _any_field(value, path))
+    if (field.channels_last or field.scale) and len(field.shape) != 3:
+        raise ProtocolError(f"{path}: a shape of {len(field.shape)} dimensions has no channels")
+    if len(field.scale) != len(field.bias) or (field.scale and len(field.scale) != field.shape[0]):
+        raise ProtocolError(f"{path}: scale and bias are not one number for each channel")
+    if field.scale and field.dtype != "uint8":
+        raise ProtocolError(f"{path}: rows of {field.dtype} cannot be finished, only those of uint8")
+    return field
+
 
 Natural = Annotated[int, integer(0, limits.INT63)]
 Name = Annotated[str, text(limits.NAME_BYTES)]
@@ -136,10 +160,7 @@ class Welcome:
     server: Name
     boot: Name
     stream: Name
-    fields: Annotated[
-        tuple[FieldSpec, ...],
-        sequence(record(FieldSpec, name=text(limits.NAME_BYTES), dtype=_dtype, shape=_row), limits.FIELDS),
-    ]
+    fields: Annotated[tuple[FieldSpec, ...], sequence(_field, limits.FIELDS)]
     batch_size: Annotated[int, integer(1, limits.BATCH_SAMPLES)]
     catalog: Name
     fingerprint: Name

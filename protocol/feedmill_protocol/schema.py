@@ -4,13 +4,14 @@ A check takes a decoded value and the path at which it stands, and returns the v
 ProtocolError: "GET.epoch: expected an integer in 0..9, got 'x'". Messages carry them in their annotations.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from .errors import ProtocolError
 
-__all__ = ["Check", "checks", "flag", "integer", "one_of", "record", "sequence", "text"]
+__all__ = ["Check", "checks", "flag", "integer", "number", "one_of", "record", "sequence", "text"]
 
 Check: TypeAlias = Callable[[object, str], object]
 
@@ -31,6 +32,13 @@ def integer(low: int, high: int) -> Check:
         return value
 
     return check
+
+
+def number(value: object, path: str) -> float:
+    """Accept finite floating-point numbers."""
+    if type(value) is not float or not math.isfinite(value):
+        raise _expected("a finite floating-point number", value, path)
+    return value
 
 
 def flag(value: object, path: str) -> bool:

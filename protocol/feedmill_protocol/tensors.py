@@ -48,11 +48,19 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """One field of a stream: its name, and dtype and shape of one sample's row."""
+    """One field of a stream: its name, and dtype and shape of one sample's row.
+
+    ``channels_last`` says that rows of shape [C, H, W] lie in memory as [H, W, C]. ``scale`` and ``bias``, one number
+    for each channel or none at all, are what is left to do: ``x * scale + bias``, in float32, is the row that the
+    pipeline means. It is done where the row ends up, since bytes travel better than floats.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    channels_last: bool = False
+    scale: tuple[float, ...] = ()
+    bias: tuple[float, ...] = ()
 
     def rows(self, n: int) -> TensorSpec:
         """Return the tensor that n samples of this field make: ``[n, *shape]``."""

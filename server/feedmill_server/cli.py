@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stream.add_argument("--preset", metavar="NAME", help=f"a pipeline that comes with feedmill: {' or '.join(PRESETS)}")
     stream.add_argument("--pipeline", metavar="FILE.py:NAME", help="a pipeline of your own; or module:NAME")
     stream.add_argument("--batch-size", metavar="N", help="samples of a batch (default: the pipeline's, or 64)")
+    stream.add_argument("--exact", action="store_true", default=None, help="run its transforms as written, slower")
     server = parser.add_argument_group("the server")
     server.add_argument(
         "--bind", metavar="URL", help="where to listen (default: tcp://127.0.0.1:7880; port * finds one)"
@@ -42,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", metavar="DIR", help="folder for indexes and inflated shards (default: .feedmill beside the shards)"
     )
     server.add_argument("--cache-bytes", metavar="SIZE", help="disk for inflated shards (default: 64GiB)")
+    server.add_argument(
+        "--jpeg", metavar="NAME", help="JPEG decoder: turbo, simplejpeg or pillow (default: the fastest)"
+    )
     server.add_argument("--name", help="what clients know the server by (default: the host's name)")
     server.add_argument(
         "--config", metavar="FILE.toml", help="read all of this, and several [streams.NAME], from a file"
@@ -57,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         "preset": args.preset,
         "pipeline": args.pipeline,
         "batch_size": args.batch_size,
+        "exact": args.exact,
     }
     config = ServerConfig.merge(vars(args), {k: v for k, v in stream.items() if v is not None}, os.environ)
     logging.basicConfig(
@@ -109,12 +114,14 @@ def _announce(server: Server, endpoint: str) -> None:
             stream.batch_size,
             ", ".join(f"{f.name} {f.dtype}{list(f.shape)}" for f in stream.fields),
         )
+        for line in served.fusion:
+            _log.info("stream %s: %s", stream.name, line)
     _log.info("serving at %s with %d workers", endpoint, server.config.workers)
     print(f"ready {endpoint}", flush=True)
 
 
 def _print_check(config: ServerConfig, server: Server) -> None:
-    for name in ("bind", "workers", "memory", "cache", "cache_bytes", "name", "insecure"):
+    for name in ("bind", "workers", "memory", "cache", "cache_bytes", "jpeg", "name", "insecure"):
         print(f"{name} = {getattr(config, name)!r}")
     for served in server.served:
         stream = served.stream
@@ -123,6 +130,8 @@ def _print_check(config: ServerConfig, server: Server) -> None:
         print(f"batch_size  = {stream.batch_size}")
         for field in stream.fields:
             print(f"field       = {field.name}: {field.dtype} {list(field.shape)}")
+        for line in served.fusion:
+            print(f"transforms  = {line}")
         print(f"samples     = {int(stream.counts.sum()):,}")
         print(f"members     = {', '.join(f'{n:,} {e}' for e, n in served.extensions.items())}")
         print(f"catalog     = {stream.catalog}")

@@ -38,6 +38,8 @@ class StreamConfig:
     pipeline: str = ""
     preset: str = ""
     batch_size: int | None = None
+    exact: bool = False
+    """Run all transforms as written; see `feedmill_server.fusion`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ class ServerConfig:
     """Bytes of disk for inflated shards."""
     name: str = ""
     """What clients know this server by; empty for the host's name."""
+    jpeg: str = ""
+    """The JPEG decoder: turbo, simplejpeg or pillow; empty for the fastest that is there."""
     insecure: bool = False
     """Listen beyond this machine though anybody may connect."""
     streams: Mapping[str, StreamConfig] = field(default_factory=dict)
@@ -162,6 +166,7 @@ def _stream(name: str, given: Mapping[str, Any]) -> StreamConfig:
         shards=tuple(shards),
         pipeline=_string("pipeline", given.get("pipeline", "")),
         preset=_string("preset", given.get("preset", "")),
+        exact=_boolean("exact", given.get("exact", False)),
         batch_size=None if size is None else _integer("batch_size", size, 1, limits.BATCH_SAMPLES),
     )
     if not stream.shards:

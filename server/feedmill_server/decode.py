@@ -15,19 +15,32 @@ from PIL import Image
 
 from feedmill_protocol.errors import UsageError
 
-__all__ = ["Decode", "Decoder", "decoder"]
-
+__all__ = [
+    "SCANS",
+    "Decode",
+    "Decoder",
+    "decode_image",
+    "decoder",
+    "image_size",
+    "is_image",
+    "require_scans",
+    "require_size",
+]
 
 Decoder = Callable[[str, bytes], Any]
 Decode = str | bool | Decoder | Mapping[str, Any]
 
-IMAGE_EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", "webp", "bmp"})
+_IMAGE_EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", "webp", "bmp"})
 
 _FORMATS: Final = ("JPEG", "PNG", "PPM", "WEBP", "BMP")
 """Pillow opens these alone: fewer parsers face the data. The content decides, not the extension."""
 
 _PIXELS: Final = 100_000_000
 """Images of more pixels are refused: 300 MB decoded, many times any training photograph."""
+
+SCANS: Final = 500
+"""JPEGs of more scans are refused. A progressive one has about ten; a hostile one has thousands, each of which may cost
+as much as a whole picture."""
 
 IMAGE_KINDS: Final[dict[str, tuple[str, str]]] = {
     "pil": ("RGB", "pil"),
@@ -44,19 +57,50 @@ IMAGE_KINDS: Final[dict[str, tuple[str, str]]] = {
 of float32 in 0..1."""
 
 
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of an image. Raises what `decode_image` raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _open(data).size
+
+
+def require_size(width: int, height: int) -> None:
+    """Raise ValueError for an image that is too large to decode."""
+    if width * height > _PIXELS:
+        raise ValueError(f"the image has {width}x{height} pixels, more than {_PIXELS:,}")
+
+
+def require_scans(data: bytes) -> None:
+    """Raise ValueError for a JPEG that has too many scans to decode."""
+    codes = np.frombuffer(data, np.uint8)  # ten times as fast as bytes.count
+    scans = np.count_nonzero((codes[:-1] == 0xFF) & (codes[1:] == 0xDA))
+    if scans > SCANS:
+        raise ValueError(f"the image has {scans:,} scans, more than {SCANS}")
+
+
 def decode_image(data: bytes, mode: str, form: str) -> Any:
     """Decode an image of any of the accepted formats. Raises ValueError or OSError with the reason."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # metadata oddities; the size is checked here
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > _PIXELS:
-            raise ValueError(f"the image has {image.width}x{image.height} pixels, more than {_PIXELS:,}")
+        image = _open(data)
+        require_size(*image.size)
+        if image.format in {"JPEG", "MPO"}:
+            require_scans(data)
         image.load()
         converted = image.convert(mode)
     if form == "pil":
         return converted
     array = np.array(converted)
     return array if form == "uint8" else array.astype(np.float32) / np.float32(255)
+
+
+def is_image(extension: str) -> bool:
+    """Tell whether members of this extension are images; "seg.png" is one too."""
+    return extension.rpartition(".")[2] in _IMAGE_EXTENSIONS
 
 
 def _integer(data: bytes) -> int:
@@ -110,10 +154,9 @@ def decoder(decode: Decode) -> Decoder:
     mode, form = IMAGE_KINDS[kind]
 
     def decode_member(extension: str, data: bytes) -> Any:
-        last = extension.rpartition(".")[2]  # "seg.png" is an image too
-        if last in IMAGE_EXTENSIONS:
+        if is_image(extension):
             return decode_image(data, mode, form)
-        natural = _NATURAL.get(last)
+        natural = _NATURAL.get(extension.rpartition(".")[2])
         return natural(data) if natural else data
 
     return decode_member

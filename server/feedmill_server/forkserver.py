@@ -32,6 +32,7 @@ import torchvision
 from feedmill_protocol.errors import FeedmillError
 
 from .channel import Channel, ChannelClosed
+from .jpeg import Backend, choose
 from .pipeline import Pipeline, load
 from .shards import ShardStore, Stamp
 from .worker import Mill, work
@@ -45,13 +46,14 @@ def main(control: Channel, broker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the broker alone decides when the workers go
         signal.signal(number, signal.SIG_IGN)
     try:
-        (_, references), _ = control.receive()
+        (_, references, jpeg), _ = control.receive()
         try:
-            loaded = [load(reference) for reference in references]
+            backend = choose(jpeg)
+            loaded = [_load(reference, exact, backend) for reference, exact in references]
         except FeedmillError as error:
             control.send("unfit", str(error))
             return
-        control.send("loaded", [_describe(*pair) for pair in loaded], _versions())
+        control.send("loaded", [description for _, description in loaded], _versions())
         _, (stores,) = control.receive()
         mills = [Mill(pipeline, _open(store)) for (pipeline, _), store in zip(loaded, _read(stores), strict=True)]
         gc.collect()
@@ -61,10 +63,12 @@ def main(control: Channel, broker: int) -> None:
         return
 
 
-def _describe(pipeline: Pipeline, source: str) -> dict[str, Any]:
-    """Tell the broker of a pipeline."""
+def _load(reference: str, exact: bool, backend: Backend) -> tuple[Pipeline, dict[str, Any]]:  # noqa: FBT001
+    """Load a pipeline; return it, fused, and what the broker should know of it."""
+    pipeline, source = load(reference)
+    pipeline, fusion = pipeline.fused(backend, exact=exact)
     fields = [(field.name, field.extensions) for field in pipeline.fields]
-    return {"fields": fields, "batch_size": pipeline.batch_size, "source": source}
+    return pipeline, {"fields": fields, "batch_size": pipeline.batch_size, "source": source, "fusion": fusion}
 
 
 def _read(fd: int) -> list[dict[str, Any]]:

@@ -72,6 +72,7 @@ class Served(NamedTuple):
 
     stream: Stream
     source: str
+    fusion: list[str]
     extensions: dict[str, int]
 
 
@@ -91,8 +92,8 @@ class Server:
         self.serving = False
         self._progress = progress
         self._stores = {name: _store(config, stream) for name, stream in config.streams.items()}
-        pipelines = [stream.pipeline or PRESETS[stream.preset] for stream in config.streams.values()]
-        self._workers = Workers(config.workers, pipelines)
+        pipelines = [(s.pipeline or PRESETS[s.preset], s.exact) for s in config.streams.values()]
+        self._workers = Workers(config.workers, pipelines, config.jpeg)
         self._pool = SlotPool(config.memory)
         self._socket = context.socket(zmq.ROUTER)
         self._poller = zmq.Poller()
@@ -150,7 +151,7 @@ class Server:
     ) -> Served:
         config = self.config.streams[name]
         store = self._stores[name]
-        identity = repr((catalog.digest, pipeline["source"], fields, versions))
+        identity = repr((catalog.digest, pipeline["source"], pipeline["fusion"], fields, versions))
         stream = Stream(
             number=number,
             name=name,
@@ -162,7 +163,7 @@ class Server:
             fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:32],
             key=partial(_key, store),
         )
-        return Served(stream, config.preset or config.pipeline, catalog.extensions)
+        return Served(stream, config.preset or config.pipeline, pipeline["fusion"], catalog.extensions)
 
     def _probe(self, worker: int, number: int, name: str, catalog: Catalog) -> tuple[FieldSpec, ...]:
         reasons = []
@@ -178,7 +179,10 @@ class Server:
                     f"stream {name}: the pipeline ended the worker process on sample {index} of {catalog.names[shard]}"
                 ) from None
             if kind == "probed":
-                return tuple(FieldSpec(field, dtype, tuple(shape)) for field, dtype, shape in answer[0])
+                return tuple(
+                    FieldSpec(field, dtype, tuple(shape), channels_last, tuple(scale), tuple(bias))
+                    for field, dtype, shape, channels_last, scale, bias in answer[0]
+                )
             reasons.append(f"shard {catalog.names[shard]}, sample {index}: {answer[0]}")
         raise PipelineError(f"stream {name}: the pipeline fails on the first samples; {reasons[0]}")
 
@@ -345,7 +349,7 @@ class Server:
         build = work.build
         if build.slot is None:
             raise RuntimeError("a part of a build that has no slot")
-        fields = [(field.name, field.dtype, field.shape) for field in build.stream.fields]
+        fields = [(field.name, field.dtype, field.shape, field.channels_last) for field in build.stream.fields]
         name = (build.stream.number, fields, build.rows, work.first, build.get.seed, build.get.epoch)
         with suppress(ChannelClosed):  # the fork server will say so, and the part be done again
             self._workers.give(number, build.slot, *name, work.samples.tobytes())

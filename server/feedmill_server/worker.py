@@ -10,7 +10,7 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ def _part(
     the whole shard is bad.
     """
     mill = mills[stream]
-    specs = [FieldSpec(name, dtype, tuple(shape)) for name, dtype, shape in fields]
+    specs = [FieldSpec(name, dtype, tuple(shape), channels_last) for name, dtype, shape, channels_last in fields]
     targets = _views(slots[slot], specs, rows)
     wanted = np.frombuffer(samples, np.int64).reshape(-1, 2)
     seeds = sample_seeds(seed, epoch, wanted[:, 0], wanted[:, 1])
@@ -118,19 +118,24 @@ def _probe(mill: Mill, shard: int, index: int) -> tuple[Any, ...]:
     except Exception as error:  # noqa: BLE001
         reason = error.reason if isinstance(error, ShardError) else _reason(error)
         return "unfit", reason
-    return "probed", [(spec.name, spec.dtype, spec.shape) for spec in specs]
+    return "probed", [astuple(spec) for spec in specs]
 
 
 def _views(slot: mmap.mmap, specs: Sequence[FieldSpec], rows: int) -> list[torch.Tensor]:
     """Return the tensors of a batch in a slot's memory."""
-    tensors = [spec.rows(rows) for spec in specs]
-    starts, _ = offsets(tensors)
-    return [
-        torch.frombuffer(slot, dtype=getattr(torch, t.dtype), count=math.prod(t.shape), offset=start).view(t.shape)
-        if t.nbytes
-        else torch.empty(t.shape, dtype=getattr(torch, t.dtype))
-        for t, start in zip(tensors, starts, strict=True)
-    ]
+    starts, _ = offsets(spec.rows(rows) for spec in specs)
+    return [_view(slot, start, spec, rows) for spec, start in zip(specs, starts, strict=True)]
+
+
+def _view(slot: mmap.mmap, start: int, spec: FieldSpec, rows: int) -> torch.Tensor:
+    dtype, shape = getattr(torch, spec.dtype), (rows, *spec.shape)
+    if not (count := math.prod(shape)):
+        return torch.empty(shape, dtype=dtype)
+    flat = torch.frombuffer(slot, dtype=dtype, count=count, offset=start)
+    if spec.channels_last:
+        channels, height, width = spec.shape
+        return flat.view(rows, height, width, channels).permute(0, 3, 1, 2)
+    return flat.view(shape)
 
 
 def _require(spec: FieldSpec, value: torch.Tensor) -> None:

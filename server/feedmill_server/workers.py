@@ -28,12 +28,16 @@ _log = logging.getLogger(__name__)
 
 
 class Workers:
-    """``count`` workers. ``pipelines`` are where each stream's pipeline is: FILE.py:NAME or module:NAME."""
+    """``count`` workers.
 
-    def __init__(self, count: int, pipelines: Sequence[str]) -> None:
+    ``pipelines`` say where each stream's pipeline is (FILE.py:NAME or module:NAME) and whether it runs as written;
+    ``jpeg`` names the decoder, "" for the fastest.
+    """
+
+    def __init__(self, count: int, pipelines: Sequence[tuple[str, bool]], jpeg: str) -> None:
         self.count = count
         self.channels: dict[int, Channel] = {}
-        self._pipelines = list(pipelines)
+        self._pipelines, self._jpeg = list(pipelines), jpeg
         self._stores: Sequence[dict[str, Any]] = ()
         self._loaded: tuple[list[dict[str, Any]], str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,7 +69,7 @@ class Workers:
                 env=os.environ | threads,
                 process_group=0,  # a terminal's Ctrl-C is for the broker, also while torch is being imported
             )
-        self._control.send("load", self._pipelines)
+        self._control.send("load", self._pipelines, self._jpeg)
 
     def open(self, stores: Sequence[dict[str, Any]]) -> None:
         """Tell the fork server which shards to work on: arguments of `forkserver._open`."""

@@ -41,10 +41,23 @@ NAMES = texts(limits.NAME_BYTES)
 KEYS = texts(limits.KEY_BYTES)
 REASONS = texts(limits.REASON_BYTES)
 DTYPES = st.sampled_from(sorted(ITEM_BYTES))
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def shapes(rank: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.lists(st.one_of(st.integers(0, 12), st.integers(0, 2**40)), max_size=rank).map(tuple)
+
+
+@st.composite
+def field_specs(draw: st.DrawFn) -> FieldSpec:
+    """Draw any field, or one of pictures, which may have channels last and something left to do."""
+    if draw(st.booleans()):
+        return FieldSpec(draw(NAMES), draw(DTYPES), draw(shapes(limits.RANK - 1)))
+    channels = draw(st.integers(0, limits.CHANNELS))
+    numbers = st.lists(FINITE, min_size=channels, max_size=channels).map(tuple)
+    scale, bias = draw(st.one_of(st.just(((), ())), st.tuples(numbers, numbers)))
+    shape = (channels, draw(st.integers(0, 2**40)), draw(st.integers(0, 2**40)))
+    return FieldSpec(draw(NAMES), "uint8", shape, draw(st.booleans()), scale, bias)
 
 
 def fits(message: Batch) -> bool:
@@ -67,7 +80,7 @@ WELCOMES = st.builds(
     server=NAMES,
     boot=NAMES,
     stream=NAMES,
-    fields=st.lists(st.builds(FieldSpec, NAMES, DTYPES, shapes(limits.RANK - 1)), max_size=limits.FIELDS).map(tuple),
+    fields=st.lists(field_specs(), max_size=limits.FIELDS).map(tuple),
     batch_size=st.integers(1, limits.BATCH_SAMPLES),
     catalog=NAMES,
     fingerprint=NAMES,
@@ -210,11 +223,47 @@ def test_the_largest_batch_header_fits() -> None:
     assert decode(encode(worst)) == worst
 
 
+def test_the_largest_welcome_header_fits() -> None:
+    """CHANNELS is small enough that every field of a stream may be one to finish."""
+    name = "n" * limits.NAME_BYTES
+    shape = (limits.CHANNELS, 2**40, 2**40)
+    numbers = (0.1,) * limits.CHANNELS
+    worst = replace(
+        WELCOME,
+        server=name,
+        boot=name,
+        stream=name,
+        catalog=name,
+        fingerprint=name,
+        fields=(FieldSpec(name, "uint8", shape, True, numbers, numbers),) * limits.FIELDS,
+        shards=limits.SHARDS,
+    )
+    assert decode(encode(worst)) == worst
+
+
 def test_a_row_leaves_room_for_the_batch_dimension() -> None:
     """A field that is announced can also be sent: its rows have the largest rank at most."""
     wide = replace(WELCOME, fields=(FieldSpec("x", "uint8", (1,) * limits.RANK),))
     with pytest.raises(ProtocolError, match=r"WELCOME\.fields\[0\]\.shape: expected an array of at most 7 items"):
         decode(encode(wide))
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        (FieldSpec("x", "uint8", (3, 8), channels_last=True), "a shape of 2 dimensions has no channels"),
+        (FieldSpec("x", "uint8", (2, 3, 8, 8), scale=(1.0,) * 2, bias=(0.0,) * 2), "a shape of 4 dimensions has no ch"),
+        (FieldSpec("x", "uint8", (3, 8, 8), scale=(1.0,) * 3), "scale and bias are not one number for each channel"),
+        (FieldSpec("x", "uint8", (3, 8, 8), bias=(1.0,)), "scale and bias are not one number for each channel"),
+        (FieldSpec("x", "uint8", (3, 8, 8), scale=(1.0,), bias=(0.0,)), "scale and bias are not one number for each"),
+        (FieldSpec("x", "int16", (1, 8, 8), scale=(1.0,), bias=(0.0,)), "rows of int16 cannot be finished, only those"),
+        (FieldSpec("x", "uint8", (9, 8, 8), scale=(1.0,) * 9, bias=(0.0,) * 9), "expected an array of at most 8 items"),
+    ],
+)
+def test_a_field_whose_parts_do_not_agree_is_refused(field: FieldSpec, says: str) -> None:
+    """What a client could not do is found when it is announced, not when it comes."""
+    with pytest.raises(ProtocolError, match=rf"^WELCOME\.fields\[1\]\S*: {says}"):
+        decode(encode(replace(WELCOME, fields=(*WELCOME.fields[:1], field))))
 
 
 # What a receiver refuses, and what it ignores.

@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 
 from feedmill_protocol.errors import ProtocolError
-from feedmill_protocol.schema import Check, checks, flag, integer, one_of, record, sequence, text
+from feedmill_protocol.schema import Check, checks, flag, integer, number, one_of, record, sequence, text
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ POINT = record(Point, x=integer(0, 9), name=text(3))
         (integer(-3, 9), 9, 9),
         (flag, True, True),
         (flag, False, False),
+        (number, -0.5, -0.5),
+        (number, 1e308, 1e308),
         (text(4), "", ""),
         (text(4), "éé", "éé"),
         (one_of("a", "b"), "b", "b"),
@@ -48,6 +50,12 @@ def test_what_fits_comes_back_in_its_python_form(check: Check, value: object, re
         (integer(0, 9), 1.0, "at: expected an integer in 0..9, got 1.0"),
         (integer(0, 9), None, "at: expected an integer in 0..9, got None"),
         (flag, 1, "at: expected a boolean, got 1"),
+        (number, 1, "at: expected a finite floating-point number, got 1"),
+        (number, True, "at: expected a finite floating-point number, got True"),
+        (number, float("inf"), "at: expected a finite floating-point number, got inf"),
+        (number, float("nan"), "at: expected a finite floating-point number, got nan"),
+        (number, "0.5", "at: expected a finite floating-point number, got '0.5'"),
+        (number, [0.5], "at: expected a finite floating-point number, got an array"),
         (text(3), "éé", "at: expected a string of at most 3 bytes, got 'éé'"),
         (text(3), b"a", "at: expected a string of at most 3 bytes, got b'a'"),
         (one_of("a", "b"), "c", "at: expected one of a, b, got 'c'"),

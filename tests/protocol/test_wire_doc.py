@@ -1,13 +1,16 @@
 """docs/wire.md says what the code does: its tables, limits, bytes and the worked example are read and compared."""
 
 import json
+import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import msgpack
+import numpy as np
 import pytest
 
 from feedmill_protocol import hashing, ledger, limits
@@ -21,6 +24,9 @@ HERE: Final = Path(__file__)
 TEXT: Final = (HERE.parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 GOLDEN: Final[list[dict[str, Any]]] = json.loads(HERE.with_name("golden.json").read_text(encoding="utf-8"))
 TYPES: Final = {cls.type: cls for cls in get_args(Message)}
+
+TOGETHER: Final = re.compile("a payload of|has no channels|one number for each channel")
+"""What is said of values that are allowed one by one."""
 
 Extremes = tuple[list[Any], list[Any]]
 """Values that a type takes, at its bounds, and values beyond them."""
@@ -54,6 +60,8 @@ def extremes(kind: str) -> Extremes:  # noqa: PLR0911 - one for each row of the 
         return [False, True], [0, 1, None]
     if kind == "dtype":
         return list(ITEM_BYTES), ["uint128", "", None]
+    if kind == "number":
+        return [0.0, -sys.float_info.max, sys.float_info.max], [1, True, math.inf, math.nan, "1.0", None]
     if match := re.fullmatch(r"integer (\S+)\.\.(\S+)", kind):
         low, high = number(match[1]), number(match[2])
         return [low, high], [low - 1, high + 1, float(low), True, None]
@@ -123,12 +131,12 @@ def test_every_message_stands_under_who_sends_it() -> None:
 
 @every_field
 def test_every_value_that_a_type_allows_is_taken(kind: str, name: str, type_: str, default: str) -> None:
-    """At its bounds; what makes the payload too large is refused for that alone."""
+    """At its bounds; what does not go with the rest is refused for that alone."""
     for value in extremes(type_)[0]:
         try:
             decode(packed({**example(kind), name: value}))
         except ProtocolError as error:
-            if "a payload of" not in str(error):
+            if not TOGETHER.search(str(error)):
                 pytest.fail(f"{value!r}: {error}")
 
 
@@ -179,6 +187,15 @@ def test_every_dtype_is_listed_with_its_size() -> None:
     """In the order of the code."""
     rows = table(section("5. The block of a batch"), "dtype", "bytes", "elements")
     assert [(name, int(size)) for name, size, _ in rows] == list(ITEM_BYTES.items())
+
+
+def test_the_place_of_an_element_is_that_of_channels_last() -> None:
+    """The formula of the text, against numpy's own transposition."""
+    assert "is number\n((n × H + y) × W + x) × C + c." in section("5. The block of a batch")  # noqa: RUF001
+    n, c, h, w = 2, 3, 4, 5
+    places = np.arange(n * c * h * w).reshape(n, h, w, c).transpose(0, 3, 1, 2)
+    for (i, k, y, x), place in np.ndenumerate(places):
+        assert place == ((i * h + y) * w + x) * c + k
 
 
 def test_every_code_of_reject_is_explained() -> None:

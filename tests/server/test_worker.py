@@ -84,7 +84,7 @@ class Worker:
         known: bool = False,
     ) -> tuple[list[str], list[list[Any]]]:
         """Have a part done; return keys and bad samples."""
-        specs = [(field.name, field.dtype, field.shape) for field in fields]
+        specs = [(field.name, field.dtype, field.shape, field.channels_last) for field in fields]
         wanted = np.array(samples, np.int64).tobytes()
         kind, keys, bad = self.ask(
             "part", slot.number, stream, specs, rows, first, SEED, EPOCH, wanted, fds=[] if known else [slot.fd]
@@ -156,7 +156,7 @@ def test_a_probe_tells_what_rows_look_like(start: Callable[..., Worker], picture
     """Name, dtype and shape of every field, from one sample."""
     assert start((PICTURES, pictures)).ask("probe", 0, 1, 2) == [
         "probed",
-        [["png;jpg", "float32", [3, SIDE, SIDE]], ["cls", "int64", []]],
+        [["png;jpg", "float32", [3, SIDE, SIDE], False, [], []], ["cls", "int64", [], False, [], []]],
     ]
 
 
@@ -283,7 +283,10 @@ def test_a_field_may_have_no_elements(start: Callable[..., Worker], tmp_path: Pa
     """It takes no memory, and the other fields are where they belong."""
     path = numbers(tmp_path, [7, 8])
     empty = start((NOTHING, [path]))
-    assert empty.ask("probe", 0, 0, 0) == ["probed", [["cls", "int64", []], ["txt", "float32", [0, 2]]]]
+    assert empty.ask("probe", 0, 0, 0) == [
+        "probed",
+        [["cls", "int64", [], False, [], []], ["txt", "float32", [0, 2], False, [], []]],
+    ]
     fields = (FieldSpec("txt", "float32", (0, 2)), FieldSpec("cls", "int64", ()))
     backwards = Pipeline("txt cls", transforms=[lambda _: np.zeros((0, 2), np.float32), None])
     _, bad = start((backwards, [path])).part(slot, fields, 2, 0, [(0, 0), (0, 1)])

@@ -28,8 +28,8 @@ class Contender:
 
 
 _TORCH: Final = ("torch", "torchvision", "webdataset")
-_PIL = "DataLoader + webdataset, Pillow + torchvision"
-_V2 = "DataLoader + webdataset, torchvision.io + v2 on uint8"
+_PIL: Final = "DataLoader + webdataset, Pillow + torchvision"
+_V2: Final = "DataLoader + webdataset, torchvision.io + v2"
 
 CONTENDERS: Final = (
     Contender("feedmill:float32", "contenders.ours", "**feedmill**"),

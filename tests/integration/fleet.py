@@ -66,6 +66,7 @@ def make(folder: Path) -> Data:
     sets = {
         "pictures": (Dataset("pictures", pictures, 120, 16), "preset = 'imagenet-train'"),
         "pictures-eval": (Dataset("pictures-eval", pictures, 120, 16), "preset = 'imagenet-eval'"),
+        "pictures-exact": (Dataset("pictures-exact", pictures, 120, 16), "preset = 'imagenet-train'\nexact = true"),
         "colours": (Dataset("colours", (colours,), 90, 20), f"pipeline = '{PIPELINES}:PNG'"),
         "slow": (Dataset("slow", numbers, 100, 8), f"pipeline = '{PIPELINES}:SLOW'"),
         "raises": (Dataset("raises", numbers, 100, 8), f"pipeline = '{PIPELINES}:RAISES'"),
@@ -76,6 +77,8 @@ def make(folder: Path) -> Data:
     if all(path.is_file() for path in real):
         sets["imagenet"] = (Dataset("imagenet", real, 500, 64), "preset = 'imagenet-train'")
         sets["imagenet-eval"] = (Dataset("imagenet-eval", real, 500, 64), "preset = 'imagenet-eval'")
+        for name, preset in (("imagenet-exact", "imagenet-train"), ("imagenet-eval-exact", "imagenet-eval")):
+            sets[name] = (Dataset(name, real, 500, 64), f"preset = '{preset}'\nexact = true")
     if (REAL / "sample.tgz").is_file():
         sets["sample"] = (Dataset("sample", (REAL / "sample.tgz",), 90, 20), f"pipeline = '{PIPELINES}:PNG'")
     tables = [

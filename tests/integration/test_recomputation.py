@@ -79,19 +79,20 @@ def _image(jpeg: bytes, transform: Callable[[Image.Image], torch.Tensor], seed: 
 @pytest.mark.parametrize(
     ("stream", "transform", "seed", "epoch", "window"),
     [
-        ("pictures", _TRAIN, 0, 0, 16),
-        ("pictures", _TRAIN, 2**63 - 1, 7, 2),
+        ("pictures-exact", _TRAIN, 0, 0, 16),
+        ("pictures-exact", _TRAIN, 2**63 - 1, 7, 2),
+        ("pictures", _TRAIN, 0, 3, 16),
         ("pictures-eval", _EVAL, 1, 0, 1),
-        ("imagenet", _TRAIN, 0, 0, 16),
+        ("imagenet-exact", _TRAIN, 0, 0, 16),
+        ("imagenet-eval-exact", _EVAL, 0, 1, 16),
         ("imagenet", _TRAIN, 2**40, 3, 2),
         ("imagenet-eval", _EVAL, 0, 1, 16),
     ],
-    ids=["pictures", "pictures, windows", "pictures, eval", "imagenet", "imagenet, windows", "imagenet, eval"],
 )
 def test_what_arrives_is_what_the_definition_says(
     data: Data, fleet: Fleet, stream: str, transform: transforms.Compose, seed: int, epoch: int, window: int
 ) -> None:
-    """Keys, labels and every bit of every pixel follow from seed, epoch and the shards."""
+    """Keys, labels and pixels follow from seed, epoch and the shards: in every bit, or to 1 of 255 where they are fused."""
     dataset = data[stream]
     shards = _read(dataset.shards)
     order = _order([len(samples) for samples in shards], seed, epoch, window)
@@ -107,6 +108,11 @@ def test_what_arrives_is_what_the_definition_says(
             assert labels.tolist() == [label for _, _, label in samples]
             for (shard, index), (key, jpeg, _), image in zip(wanted, samples, images, strict=True):
                 expected = _image(jpeg, transform, _hash64(3, seed, epoch, shard, index))
-                assert torch.equal(image, expected), f"sample {key}"
+                if stream.endswith("-exact"):
+                    assert torch.equal(image, expected), f"sample {key}"
+                # Two roundings of a resize may fall apart twice, in a pixel of a picture in a thousand.
+                levels = ((image - expected) * torch.tensor(_NORMALIZE.std).view(3, 1, 1) * 255).abs()
+                assert levels.max() < 2.001, f"sample {key}"
+                assert (levels > 1.001).sum() <= 3, f"sample {key}"
         if not stream.startswith("imagenet"):
             assert number + 1 == len(dataset)

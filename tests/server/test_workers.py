@@ -15,7 +15,7 @@ LOADED = ([{"fields": [["x", ["jpg"]]], "batch_size": 8, "source": "abc"}], "tor
 @pytest.fixture
 def workers() -> Iterator[Workers]:
     """Two workers to be, whose fork server is played by the test."""
-    made = Workers(2, ["mine.py:train"])
+    made = Workers(2, [("mine.py:train", False)], "")
     made._loaded = LOADED
     made._control, end = Channel.pair()
     with end:

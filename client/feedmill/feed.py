@@ -238,7 +238,13 @@ class Feed:
             yield self._take(epoch)
 
     def finish(self, tensors: "Sequence[torch.Tensor]") -> "tuple[torch.Tensor, ...]":
-        """Do to a batch that was handed out as uint8 what is left to do: to float32, scaled and normalised."""
+        """Do to a batch that was handed out as uint8 what is left to do: to float32, scaled and normalised.
+
+        It may have been changed in between (moved, cropped, mixed; in uint8 or float). Raises UsageError when batches
+        come finished already.
+        """
+        if self._tensors.finishing:
+            raise UsageError("batches of this feed are finished already; connect(dtype=torch.uint8) leaves that to you")
         return self._tensors.finish(tensors, self.fields)
 
     def set_epoch(self, epoch: int) -> None:

@@ -40,6 +40,8 @@ class Pool:
 
     def take(self, nbytes: int) -> torch.Tensor:
         """Return uninitialised memory: uint8 [nbytes]. It is used again when no tensor shares it any more."""
+        if not nbytes:
+            return torch.empty(0, dtype=torch.uint8)
         memory = self._find(nbytes)
         # A tensor made of an array keeps that very array alive, for as long as any view of it lives.
         lease = memory.numpy()[:nbytes]

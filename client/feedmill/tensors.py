@@ -6,10 +6,12 @@ The only module beside `memory` that needs torch to work: it is imported when a 
 import math
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
+from feedmill_protocol import limits
 from feedmill_protocol.errors import UsageError
 from feedmill_protocol.tensors import FieldSpec, offsets
 
@@ -64,39 +66,47 @@ class Tensors:
 
     def _upload(self, block: torch.Tensor) -> torch.Tensor:
         """Copy a block in the order of the device's current stream; its memory is used again when that is done."""
-        on_device = block.to(self._device, non_blocking=True)
+        # Only for CUDA is it known when the block has been read.
+        on_device = block.to(self._device, non_blocking=self._device.type == "cuda")
         if self._device.type == "cuda":
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done = torch.cuda.Event()
             done.record(torch.cuda.current_stream(self._device))
             self._uploads.append(_Upload(done, block))
-            while self._uploads and self._uploads[0].done.query():  # type: ignore[no-untyped-call]
+            while self._uploads and self._uploads[0].done.query():
                 self._uploads.popleft()
         return on_device
 
     def _finish(self, tensor: torch.Tensor, field: FieldSpec) -> torch.Tensor:
         dtype = self._dtype if self.finishing else torch.float32
-        if tensor.device.type == "cpu" and tensor.permute(0, 2, 3, 1).is_contiguous():
-            finished = self._finish_rows(tensor.permute(0, 2, 3, 1), field)
-        else:
-            scale, bias = (
-                torch.tensor(numbers, device=tensor.device).view(1, -1, 1, 1) for numbers in (field.scale, field.bias)
-            )
-            finished = torch.addcmul(bias, tensor.to(torch.float32), scale)
-        return finished if dtype == torch.float32 else finished.to(dtype)
+        rows = tensor.permute(0, 2, 3, 1)
+        if tensor.device.type == "cpu" and rows.is_contiguous():
+            return self._finish_rows(rows, field, dtype).permute(0, 3, 1, 2)
+        scale, bias = (_numbers(numbers, tensor.device).view(-1, 1, 1) for numbers in (field.scale, field.bias))
+        return torch.addcmul(bias, tensor.to(torch.float32), scale).to(dtype)
 
-    def _finish_rows(self, pictures: torch.Tensor, field: FieldSpec) -> torch.Tensor:
+    def _finish_rows(self, pictures: torch.Tensor, field: FieldSpec, dtype: torch.dtype) -> torch.Tensor:
         """Finish pictures [N, H, W, C] one by one, in memory that is used again.
 
         Whole batches at a time, in fresh memory, take 14 times as long: a picture stays in the cache between the
         conversion and the arithmetic, and rows of W*C numbers vectorise where C alone do not.
         """
         n, height, width, channels = pictures.shape
-        scale, bias = (torch.tensor(numbers).repeat(width) for numbers in (field.scale, field.bias))
-        finished = self._finished.empty((n, height, width * channels), torch.float32)
-        for picture, target in zip(pictures.view(n, height, width * channels), finished, strict=True):
-            target.copy_(picture)
-            torch.addcmul(bias, target, scale, out=target)
-        return finished.view(n, height, width, channels).permute(0, 3, 1, 2)
+        scale, bias = (_numbers(numbers, pictures.device).repeat(width) for numbers in (field.scale, field.bias))
+        finished = self._finished.empty((n, height, width * channels), dtype)
+        floats = torch.empty((height, width * channels))
+        for picture, target in zip(pictures.view(finished.shape), finished, strict=True):
+            row = target if dtype == torch.float32 else floats
+            row.copy_(picture)
+            torch.addcmul(bias, row, scale, out=row)
+            if row is not target:
+                target.copy_(row)
+        return finished.view(pictures.shape)
+
+
+@lru_cache(maxsize=4 * limits.FIELDS)
+def _numbers(numbers: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return numbers on a device; to bring them there for every batch would make a GPU wait."""
+    return torch.tensor(numbers, device=device)
 
 
 def _view(block: torch.Tensor, start: int, field: FieldSpec, samples: int) -> torch.Tensor:

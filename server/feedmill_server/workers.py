@@ -114,7 +114,7 @@ class Workers:
         if self._loaded is None:
             raise RuntimeError("the first fork server has not loaded anything")
         (before, versions_before), (after, versions) = self._loaded, answer
-        for pipeline, old, new in zip(self._pipelines, before, after, strict=True):
+        for (pipeline, _), old, new in zip(self._pipelines, before, after, strict=True):
             if old != new:
                 raise PipelineError(f"{pipeline} was changed while it was served; restart the server to serve it")
         if versions != versions_before:

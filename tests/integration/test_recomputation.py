@@ -92,7 +92,7 @@ def _image(jpeg: bytes, transform: Callable[[Image.Image], torch.Tensor], seed: 
 def test_what_arrives_is_what_the_definition_says(
     data: Data, fleet: Fleet, stream: str, transform: transforms.Compose, seed: int, epoch: int, window: int
 ) -> None:
-    """Keys, labels and pixels follow from seed, epoch and the shards: in every bit, or to 1 of 255 where they are fused."""
+    """Keys, labels and pixels follow from seed, epoch and shards: in every bit, or to 1 of 255 where they are fused."""
     dataset = data[stream]
     shards = _read(dataset.shards)
     order = _order([len(samples) for samples in shards], seed, epoch, window)
@@ -110,9 +110,9 @@ def test_what_arrives_is_what_the_definition_says(
                 expected = _image(jpeg, transform, _hash64(3, seed, epoch, shard, index))
                 if stream.endswith("-exact"):
                     assert torch.equal(image, expected), f"sample {key}"
-                # Two roundings of a resize may fall apart twice, in a pixel of a picture in a thousand.
                 levels = ((image - expected) * torch.tensor(_NORMALIZE.std).view(3, 1, 1) * 255).abs()
+                # Where exact sums end in .5 in both passes of a resize, a pixel in a million comes out 2 apart.
                 assert levels.max() < 2.001, f"sample {key}"
-                assert (levels > 1.001).sum() <= 3, f"sample {key}"
+                assert (levels > 1.001).sum() <= 1, f"sample {key}"
         if not stream.startswith("imagenet"):
             assert number + 1 == len(dataset)

@@ -282,7 +282,7 @@ def test_a_back_end_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatc
     ):
         choose("jpegli")
     monkeypatch.setattr(jpeg, "_turbo_paths", lambda: iter([]))
-    with pytest.raises(PipelineError, match="^the JPEG decoder 'turbo' cannot be used: there is no libturbojpeg 3"):
+    with pytest.raises(PipelineError, match=r"^the JPEG decoder 'turbo' cannot be used: there is no libturbojpeg"):
         choose("turbo")
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
     with pytest.raises(PipelineError, match=r"^the JPEG decoder 'simplejpeg' cannot be used: import of simplejpeg"):

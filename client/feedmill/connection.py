@@ -94,6 +94,7 @@ class Connection:
         self._lock = threading.Condition()
         # Guarded by _lock:
         self._commands: deque[Callable[[float], None]] = deque()
+        self._wanted: set[Key] = set()
         self._arrived: dict[Key, Arrived] = {}
         self._servers: dict[str, str] = {}
         self._counters = {"asked_again": 0, "duplicates": 0}
@@ -117,6 +118,8 @@ class Connection:
 
     def want(self, get: Get, spans: bytes, samples: int) -> None:
         """Ask for a batch."""
+        with self._lock:
+            self._wanted.add((get.epoch, get.batch))
         self._command(lambda now: self._ledger.want(get, spans, samples, now))
 
     def forget(self, keys: Collection[Key]) -> None:
@@ -124,13 +127,18 @@ class Connection:
         with self._lock:
             for key in keys:
                 self._arrived.pop(key, None)
+            self._wanted.difference_update(keys)
+            self._lock.notify_all()
         self._command(lambda _: self._forget(keys))
 
     def take(self, keys: Collection[Key]) -> tuple[Key, Arrived]:
-        """Wait for the first of some batches, and take it."""
+        """Wait for the first of some batches, and take it. Raises UsageError if none of them is asked for any more."""
         with self._lock:
-            self._wait(lambda: any(key in self._arrived for key in keys))
-            key = next(key for key in self._arrived if key in keys)
+            self._wait(lambda: any(key in self._arrived for key in keys) or self._wanted.isdisjoint(keys))
+            key = next((key for key in self._arrived if key in keys), None)
+            if key is None:
+                raise UsageError("this iteration is over: the feed was iterated over again, in another thread")
+            self._wanted.discard(key)
             return key, self._arrived.pop(key)
 
     @property

@@ -127,7 +127,9 @@ def connect(
     _one_of("on_error", on_error, ("raise", "skip"))
     if (rank is None) != (world_size is None):
         raise UsageError(f"rank={rank!r}, world_size={world_size!r}: give both or neither")
-    if not 0 < timeout < math.inf:
+    if type(shuffle) is not bool:
+        raise UsageError(f"shuffle={shuffle!r}: expected True or False")
+    if not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
         raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds")
     if prefetch is not None and not (type(prefetch) is int and 1 <= prefetch <= limits.OUTSTANDING):
         raise UsageError(f"prefetch={prefetch!r}: expected an integer in 1..{limits.OUTSTANDING}")
@@ -249,7 +251,7 @@ class Feed:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of an epoch: the same epoch and seed give the same batches."""
-        if not 0 <= epoch <= limits.INT63:
+        if type(epoch) is not int or not 0 <= epoch <= limits.INT63:
             raise UsageError(f"epoch={epoch!r}: expected an integer in 0..{limits.INT63}")
         self._epoch = epoch
 

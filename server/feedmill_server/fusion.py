@@ -50,10 +50,10 @@ _BICUBIC: Final = (InterpolationMode.BICUBIC, "bicubic")
 _RISK: Final = 1e-5
 """From which risk on Pillow does its own work: the share of pixels that torch rounds differently in both of two passes.
 
-Both libraries round after each pass. Where an exact sum ends in .5 (from sizes whose ratio is a simple fraction it often
-does), each goes by the error of its own fixed-point weights. Once, that makes a pixel 1 apart; in both passes, 2.
-This is so for 1 of 385 random crops of photographs; with this limit for 1 of 5,500, and 1 of 12 is left to Pillow, which
-takes five times as long.
+Both libraries round after each pass. Where an exact sum ends in .5 (from sizes whose ratio is a simple fraction it
+often does), each goes by the error of its own fixed-point weights. Once, that makes a pixel 1 apart; in both passes, 2.
+This is so for 1 of 385 random crops of photographs; with this limit for 1 of 5,500, and 1 of 12 is left to Pillow,
+which takes five times as long.
 """
 
 _JPEG: Final = b"\xff\xd8\xff"

@@ -1,5 +1,6 @@
 """An epoch: every sample once, and the same bits whoever makes them."""
 
+import threading
 from itertools import chain
 
 import pytest
@@ -81,6 +82,27 @@ def test_an_epoch_begun_again_out_of_order_is_whole(data: Data, fleet: Fleet, re
             next(feed.batches())
         feed.set_epoch(0)
         assert_same(list(feed.batches()), reference(dataset.stream))
+
+
+def test_an_iteration_in_another_thread_ends_when_a_new_one_begins(data: Data, fleet: Fleet) -> None:
+    """Two threads cannot share an epoch; the one whose iteration is over is told so, and does not wait for ever."""
+    dataset = data["slow"]
+    ends: list[str] = []
+    with feedmill.connect(fleet["one"], dataset.stream, seed=77, prefetch=1, timeout=TIMEOUT) as feed:
+
+        def iterate() -> None:
+            try:
+                ends.append(f"{len(list(feed.batches()))} batches")
+            except feedmill.UsageError as error:
+                ends.append(str(error))
+
+        thread = threading.Thread(target=iterate)
+        thread.start()
+        feed.set_epoch(5)
+        list(feed.batches())
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+    assert len(ends) == 1
 
 
 def test_every_server_of_three_takes_part(data: Data, fleet: Fleet) -> None:

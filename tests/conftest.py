@@ -1,7 +1,8 @@
-"""Servers for tests, and the rule that nothing a test starts may outlive it: no process, thread, socket, pipe or slot."""
+"""Servers for tests, and the rule that nothing of a test may outlive it: no process, thread, socket, pipe or slot."""
 
 import gc
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ import pytest
 
 from integration import processes
 from integration.processes import Served
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so all that they start; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SETTLE_SECONDS = 3.0
 """For what is on its way out: threads that were told to end, sockets that libzmq closes in its own time."""

@@ -45,7 +45,9 @@ class Url:
 
 def parse(urls: str | Sequence[str]) -> tuple[Url, ...]:
     """Read a URL or several, with braces. Raises UsageError."""
-    given = [urls] if isinstance(urls, str) else list(urls)
+    given = [urls] if isinstance(urls, str) else urls
+    if not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+        raise UsageError(f"url={urls!r}: expected a string like 'tcp://cpu-{{0..3}}:7880', or a list of them")
     parsed = tuple(_parse(text) for pattern in given for text in braces.expand(pattern))
     if not parsed:
         raise UsageError("no server was named; give a URL like 'tcp://cpu-{0..3}:7880'")

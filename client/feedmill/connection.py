@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -20,9 +20,9 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from feedmill_protocol import codec, limits
-from feedmill_protocol.errors import FeedmillError, ProtocolError, ServerUnavailable, VersionMismatch
+from feedmill_protocol.errors import FeedmillError, ProtocolError, ServerUnavailable, UsageError, VersionMismatch
 from feedmill_protocol.ledger import Key, Ledger, Outgoing
-from feedmill_protocol.messages import Batch, Get, Welcome
+from feedmill_protocol.messages import Batch, Get, Message, Welcome
 
 from .addresses import Url
 
@@ -34,8 +34,14 @@ __all__ = ["Arrived", "Connection"]
 _LOOK_UP_EVERY: Final = 5.0
 """Seconds between look-ups of host names: how soon a server that was added to a service is found."""
 
+_LOOK_UP_AGAIN: Final = 0.5
+"""Seconds until a name that was not found is looked up again: at start, names and servers come up in any order."""
+
 _RECONNECT_MS: Final = (50, 1000)
 """How soon, first and at most, a lost connection is tried again: a server that comes back is used within a second."""
+
+_PATIENCE: Final = 1.0
+"""Seconds for which the thread sleeps at most."""
 
 _RETRY: Final = 0.01
 """Seconds until a message that a socket does not take yet is offered again."""
@@ -88,7 +94,10 @@ class Connection:
         self._lock = threading.Condition()
         # Guarded by _lock:
         self._commands: deque[Callable[[float], None]] = deque()
+        self._wanted: set[Key] = set()
         self._arrived: dict[Key, Arrived] = {}
+        self._servers: dict[str, str] = {}
+        self._counters = {"asked_again": 0, "duplicates": 0}
         self._error: FeedmillError | None = None
         self._ended = False
         self._closing = threading.Event()
@@ -109,6 +118,8 @@ class Connection:
 
     def want(self, get: Get, spans: bytes, samples: int) -> None:
         """Ask for a batch."""
+        with self._lock:
+            self._wanted.add((get.epoch, get.batch))
         self._command(lambda now: self._ledger.want(get, spans, samples, now))
 
     def forget(self, keys: Collection[Key]) -> None:
@@ -116,13 +127,18 @@ class Connection:
         with self._lock:
             for key in keys:
                 self._arrived.pop(key, None)
+            self._wanted.difference_update(keys)
+            self._lock.notify_all()
         self._command(lambda _: self._forget(keys))
 
     def take(self, keys: Collection[Key]) -> tuple[Key, Arrived]:
-        """Wait for the first of some batches, and take it."""
+        """Wait for the first of some batches, and take it. Raises UsageError if none of them is asked for any more."""
         with self._lock:
-            self._wait(lambda: any(key in self._arrived for key in keys))
-            key = next(key for key in self._arrived if key in keys)
+            self._wait(lambda: any(key in self._arrived for key in keys) or self._wanted.isdisjoint(keys))
+            key = next((key for key in self._arrived if key in keys), None)
+            if key is None:
+                raise UsageError("this iteration is over: the feed was iterated over again, in another thread")
+            self._wanted.discard(key)
             return key, self._arrived.pop(key)
 
     @property
@@ -132,11 +148,13 @@ class Connection:
 
     def counters(self) -> dict[str, int]:
         """Return what the ledger has counted."""
-        return {"asked_again": self._ledger.asked_again, "duplicates": self._ledger.duplicates}
+        with self._lock:
+            return dict(self._counters)
 
     def servers(self) -> dict[str, str]:
         """Return the state of every server, in words."""
-        return self._ledger.describe()
+        with self._lock:
+            return dict(self._servers)
 
     def close(self) -> None:
         """Say goodbye and end the thread. Takes no longer than `_CLOSE_SECONDS`; may be called twice."""
@@ -145,7 +163,8 @@ class Connection:
         self._closing.set()
         with self._lock:
             self._wake()
-        self._thread.join(_CLOSE_SECONDS)
+        if threading.current_thread() is not self._thread:  # where the garbage collector may run a finalizer
+            self._thread.join(_CLOSE_SECONDS)
 
     def _wait(self, happened: Callable[[], bool]) -> None:
         # The ledger's deadline ends the wait; waking now and then lets Ctrl-C through everywhere.
@@ -153,7 +172,7 @@ class Connection:
             if self._error is not None:
                 raise self._error
             if not self._thread.is_alive():
-                raise ProtocolError("the connection is closed")
+                raise UsageError("the feed was closed while a batch was awaited")
             self._lock.wait(0.5)
 
     def _command(self, command: Callable[[float], None]) -> None:
@@ -172,9 +191,7 @@ class Connection:
     def _run(self) -> None:
         try:
             self._poller.register(self._wake_reader, zmq.POLLIN)
-            for url in self._urls:
-                if url.fixed:
-                    self._resolve(url, url.resolve())
+            self._resolve({url: url.resolve() for url in self._urls if url.fixed})
             while not self._closing.is_set():
                 self._turn()
         except ServerUnavailable as error:
@@ -197,7 +214,7 @@ class Connection:
         for command in commands:
             command(now)
         self._send()
-        patience = self._ledger.wake_at(now) - now
+        patience = min(self._ledger.wake_at(now) - now, _PATIENCE)
         if any(peer.backlog for peer in self._peers.values()):
             patience = min(patience, _RETRY)
         ready = dict(self._poller.poll(max(0, round(patience * 1000))))
@@ -210,6 +227,9 @@ class Connection:
                 self._receive(endpoint, peer.socket)
         self._ledger.tick(time.monotonic())  # after reading: what waits to be read is no silence
         self._send()
+        with self._lock:
+            self._servers = self._ledger.describe()
+            self._counters = {"asked_again": self._ledger.asked_again, "duplicates": self._ledger.duplicates}
 
     def _fail(self, error: FeedmillError) -> None:
         with self._lock:
@@ -217,8 +237,10 @@ class Connection:
             self._lock.notify_all()
 
     def _shut_down(self) -> None:
+        self._ledger.leave()
+        self._send()
         for endpoint in list(self._peers):
-            self._disconnect(endpoint)
+            self._close(endpoint)
         self._context.destroy(linger=_LINGER_MS)
         with self._lock:
             self._ended = True
@@ -236,18 +258,15 @@ class Connection:
     # Servers.
 
     def _look_up(self) -> None:
+        names = [url for url in self._urls if not url.fixed]
         while self.usable:
-            for url in self._urls:
-                if not url.fixed:
-                    found = url.resolve()
-                    self._command(lambda _, url=url, found=found: self._resolve(url, found))  # type: ignore[misc]
-            self._closing.wait(_LOOK_UP_EVERY if all(self._resolved.values()) and self._resolved else 0.5)
+            found = {url: url.resolve() for url in names}
+            self._command(lambda _, found=found: self._resolve(found))  # type: ignore[misc]
+            self._closing.wait(_LOOK_UP_EVERY if all(found.values()) else _LOOK_UP_AGAIN)
 
-    def _resolve(self, url: Url, endpoints: frozenset[str]) -> None:
+    def _resolve(self, found: Mapping[Url, frozenset[str]]) -> None:
         """Hold connections to what the names resolve to now. A name that resolves to nothing keeps what it had."""
-        if not endpoints:
-            return
-        self._resolved[url] = endpoints
+        self._resolved |= {url: endpoints for url, endpoints in found.items() if endpoints}
         wanted = frozenset().union(*self._resolved.values())
         for endpoint in wanted - self._peers.keys():
             self._connect(endpoint)
@@ -272,11 +291,14 @@ class Connection:
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:
-            raise ProtocolError(f"cannot connect to {endpoint}: {error.strerror}") from None
+            raise UsageError(f"cannot connect to {endpoint}: {error.strerror}") from None
 
     def _disconnect(self, endpoint: str) -> None:
         self._ledger.remove(endpoint)
         self._send()
+        self._close(endpoint)
+
+    def _close(self, endpoint: str) -> None:
         peer = self._peers.pop(endpoint)
         self._poller.unregister(peer.socket)
         self._poller.unregister(peer.monitor)
@@ -311,41 +333,45 @@ class Connection:
             except zmq.Again:
                 return
             try:
-                self._take(endpoint, socket, header)
+                message = codec.decode(header)
             except VersionMismatch as error:
                 raise VersionMismatch(error.theirs, error.ours, endpoint) from None
             except ProtocolError as error:
-                error.args = (f"{endpoint}: {error}",) if len(error.args) == 1 else error.args
-                raise
+                raise ProtocolError(f"{endpoint}: {error}") from None
+            self._take(endpoint, socket, message)
 
-    def _take(self, endpoint: str, socket: zmq.Socket[bytes], header: bytes) -> None:
-        message = codec.decode(header)
-        block = self._allocate(message.payload_bytes)
+    def _take(self, endpoint: str, socket: zmq.Socket[bytes], message: Message) -> None:
+        # The ledger says first whether this was asked for: only then is there memory for it.
+        wanted = self._ledger.received(endpoint, message, time.monotonic())
+        block = self._allocate(message.payload_bytes if wanted else 0)
         payload = memoryview(block.numpy())  # type: ignore[arg-type] # numpy is a buffer since 3.12
         received = 0
         while socket.get(zmq.RCVMORE):
             room = payload[received:] if received < len(payload) else memoryview(bytearray(1))
-            received += socket.recv_into(room, flags=zmq.NOBLOCK)
-        if received != len(payload):
-            raise ProtocolError(f"{message.type}: a payload of {received} bytes, where {len(payload)} were announced")
-        wanted = self._ledger.received(endpoint, message, time.monotonic())
+            received += socket.recv_into(room, flags=zmq.NOBLOCK)  # the frame's length, room or no room
+        if received != message.payload_bytes:
+            announced = f"where {message.payload_bytes} were announced"
+            raise ProtocolError(f"{endpoint}: {message.type}: a payload of {received} bytes, {announced}")
         if not wanted:
             return
-        with self._lock:
-            if isinstance(message, Batch):
-                keys = bytes(payload[len(payload) - message.keys :])
-                _check_keys(message, keys)
-                self._arrived[message.epoch, message.batch] = Arrived(message, block, keys, endpoint)
-            elif isinstance(message, Welcome):
+        if isinstance(message, Batch):
+            arrived = Arrived(message, block, _keys(endpoint, message, payload), endpoint)
+            with self._lock:
+                self._arrived[message.epoch, message.batch] = arrived
+                self._lock.notify_all()
+        elif isinstance(message, Welcome):
+            with self._lock:
                 self.counts = np.frombuffer(payload, "<u4").astype(np.uint32)
                 self.contract = message
-            self._lock.notify_all()
+                self._lock.notify_all()
 
 
-def _check_keys(message: Batch, keys: bytes) -> None:
+def _keys(endpoint: str, message: Batch, payload: memoryview) -> bytes:
+    keys = bytes(payload[len(payload) - message.keys :])
     found = keys.count(b"\0") + 1 if keys else 0
     if any(tensor.shape[0] != found for tensor in message.tensors):
-        raise ProtocolError(f"BATCH has {found} keys, for tensors {message.tensors}")
+        raise ProtocolError(f"{endpoint}: BATCH has {found} keys, for tensors {message.tensors}")
+    return keys
 
 
 def _offer(socket: zmq.Socket[bytes], outgoing: Outgoing) -> bool:

@@ -4,12 +4,14 @@ A feed asks for the batches that its plan names, a few ahead, and hands them out
 come. It goes on from epoch to epoch: while the last batches of one are consumed, the first of the next are asked for.
 """
 
+import math
 import os
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import eq
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from feedmill_protocol import limits, spans
@@ -110,7 +112,7 @@ def connect(
 
     ``order="arrival"`` hands batches out as they come. ``on_error="skip"`` leaves out samples that cannot be read, and
     reports them; "raise" ends the iteration. ``prefetch`` bounds the batches held or asked for; by default two for each
-    server, and at least 4. Tensors arrive on ``device``.
+    server that is known when the feed is opened, and at least 4. Tensors arrive on ``device``.
 
     Pictures whose pipeline ends in "to tensor" and "normalise" travel as bytes and are finished on the device: NCHW in
     channels_last memory, as ``dtype`` (float32, bfloat16 or float16). ``torch.uint8`` hands them out unfinished, and
@@ -125,7 +127,9 @@ def connect(
     _one_of("on_error", on_error, ("raise", "skip"))
     if (rank is None) != (world_size is None):
         raise UsageError(f"rank={rank!r}, world_size={world_size!r}: give both or neither")
-    if not timeout > 0:
+    if type(shuffle) is not bool:
+        raise UsageError(f"shuffle={shuffle!r}: expected True or False")
+    if not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
         raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds")
     if prefetch is not None and not (type(prefetch) is int and 1 <= prefetch <= limits.OUTSTANDING):
         raise UsageError(f"prefetch={prefetch!r}: expected an integer in 1..{limits.OUTSTANDING}")
@@ -247,7 +251,7 @@ class Feed:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of an epoch: the same epoch and seed give the same batches."""
-        if not 0 <= epoch <= limits.INT63:
+        if type(epoch) is not int or not 0 <= epoch <= limits.INT63:
             raise UsageError(f"epoch={epoch!r}: expected an integer in 0..{limits.INT63}")
         self._epoch = epoch
 
@@ -260,7 +264,7 @@ class Feed:
             tally.bytes,
             tally.skipped,
             tally.waited,
-            tally.last - tally.begun,
+            max(0.0, tally.last - tally.begun),
             **self._connection.counters(),
         )
 
@@ -278,13 +282,19 @@ class Feed:
         """Ask from here on. What was asked for already and comes from here on stays asked for."""
         self._connect()
         dropped: list[Key] = []
-        while self._asked and self._asked[0] != (epoch, step):
+        while not all(map(eq, self._asked, self._positions(epoch, step))):
             dropped.append(self._key(*self._asked.popleft()))
         if dropped:
             self._connection.forget(dropped)
         if not self._asked:
             self._next = (epoch, step)
         self._tally.begun = self._tally.begun or time.monotonic()
+
+    def _positions(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
+        """Yield epoch and step of every batch from here on."""
+        while True:
+            yield from ((epoch, s) for s in range(step, len(self.plan)))
+            epoch, step = epoch + 1, 0
 
     def _connect(self) -> None:
         """Make sure of a connection: another process after a fork, and a failed one, needs a new one."""

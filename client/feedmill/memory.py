@@ -40,6 +40,8 @@ class Pool:
 
     def take(self, nbytes: int) -> torch.Tensor:
         """Return uninitialised memory: uint8 [nbytes]. It is used again when no tensor shares it any more."""
+        if not nbytes:
+            return torch.empty(0, dtype=torch.uint8)
         memory = self._find(nbytes)
         # A tensor made of an array keeps that very array alive, for as long as any view of it lives.
         lease = memory.numpy()[:nbytes]
@@ -48,9 +50,7 @@ class Pool:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised contiguous tensor in such memory."""
-        if not (count := math.prod(shape)):
-            return torch.empty(shape, dtype=dtype)
-        return self.take(count * dtype.itemsize).view(dtype).view(shape)
+        return self.take(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
     def _find(self, nbytes: int) -> torch.Tensor:
         for _ in range(len(self._free)):

@@ -69,10 +69,10 @@ class Tensors:
         # Only for CUDA is it known when the block has been read.
         on_device = block.to(self._device, non_blocking=self._device.type == "cuda")
         if self._device.type == "cuda":
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done = torch.cuda.Event()
             done.record(torch.cuda.current_stream(self._device))
             self._uploads.append(_Upload(done, block))
-            while self._uploads and self._uploads[0].done.query():  # type: ignore[no-untyped-call]
+            while self._uploads and self._uploads[0].done.query():
                 self._uploads.popleft()
         return on_device
 

@@ -4,27 +4,21 @@ The client's state machine. It does no I/O and reads no clock: the caller report
 any monotonic origin), sends what `outbox` holds, and calls `tick` at `wake_at`. Rules that bind this file:
 
 * A request is the credit: a server sends nothing that it was not asked for; what it sends besides is an error.
-* A wanted batch is open with at least one server whenever a server is ready and has credit.
+* A wanted batch is covered, which is to say open with a server in good standing, whenever one is ready and has credit.
+* Doubt takes nothing back: what a silent or stuck server was asked stays open with it, and is asked of another as well.
+  A link that needs longer than SILENCE for a batch holds up the PONG behind it; taking back would then never end.
 * The first reply wins. A later one for the same name is dropped, and is no error.
 * Oldest first: whatever must be asked again goes before what was never asked.
 """
 
-import heapq
 from collections import deque
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from math import inf
 from typing import Final, NamedTuple, TypeAlias
 
 from . import limits
-from .errors import (
-    DataError,
-    FeedmillError,
-    ProtocolError,
-    SampleError,
-    ServerUnavailable,
-    ShardError,
-    StreamMismatch,
-)
+from .errors import DataError, FeedmillError, ProtocolError, SampleError, ServerUnavailable, ShardError, StreamMismatch
 from .messages import Batch, Bye, Cancel, Drain, Fail, Get, Hello, Message, Ping, Pong, Reject, Welcome
 
 __all__ = ["Key", "Ledger", "Outgoing", "State"]
@@ -38,6 +32,10 @@ PING_EVERY: Final = 0.5
 SILENCE: Final = 2.0
 """A server that has said nothing for so many seconds is suspect: four unanswered pings."""
 
+PATIENCE: Final = 0.25
+"""A server that owes something and gets nothing done for this part of the timeout is stuck. Three quarters of it are
+left for others to show progress. No less than two SILENCEs: a slow part should not cost more than a lost server."""
+
 ATTEMPTS: Final = 3
 """A batch that failed so often, wherever it was asked, fails for good."""
 
@@ -49,7 +47,11 @@ class State(Enum):
     GREETING = "connected, but no answer yet"
     READY = "ready"
     SUSPECT = "silent"
+    STUCK = "answers, but makes no progress"
     DRAINING = "shutting down"
+
+
+_GOOD: Final = (State.READY, State.DRAINING)  # what such a server owes will come
 
 
 class Outgoing(NamedTuple):
@@ -67,7 +69,10 @@ class _Server:
     asked: set[Key] = field(default_factory=set)
     heard: float = 0.0  # when it last said anything
     spoken: float = 0.0  # when it was last pinged or greeted
-    progress: int = -1  # its own count of finished parts
+    progress: int | None = None  # its own count of finished parts; None until the first PONG of a connection
+    idle_since: float = inf  # since when it owes something and has got nothing done; inf: it does not owe, or has
+    stuck: bool = False  # until it gets something done, even if nothing is left that it owes
+    draining: bool = False
     turn: int = 0  # when it was last asked, counted in requests
 
 
@@ -87,7 +92,8 @@ class Ledger:
     """The requests of one feed at all its servers.
 
     ``stream`` is the name to ask for ("" for a server's only one). After ``timeout`` seconds in which something was
-    awaited and no server made progress, `tick` raises ServerUnavailable.
+    awaited and no server made progress, `tick` raises ServerUnavailable. Progress is the WELCOME that makes the
+    contract, a BATCH that is taken, and a PONG whose count moved, of a server that owes something.
     """
 
     def __init__(self, stream: str, *, timeout: float, now: float) -> None:
@@ -100,10 +106,11 @@ class Ledger:
         self.asked_again = 0
         self._servers: dict[str, _Server] = {}
         self._requests: dict[Key, _Request] = {}
-        self._waiting: list[tuple[int, Key]] = []  # a heap: requests open with no server
+        self._waiting: set[Key] = set()  # all requests that are not covered, and some that are
         self._count = 0
         self._attempts = 0  # of all requests, so that a reply to a forgotten one is not taken for a later one's
         self._progress_at = now
+        self._patience = max(2 * SILENCE, PATIENCE * timeout)
 
     # What the trainer wants.
 
@@ -115,17 +122,22 @@ class Ledger:
         self.forget(key)
         self._count += 1
         self._requests[key] = _Request(self._count, get, spans, samples)
-        heapq.heappush(self._waiting, (self._count, key))
+        self._waiting.add(key)
         self._assign()
 
     def forget(self, key: Key) -> None:
         """Drop a batch that is no longer wanted. A reply that is under way will be taken for a duplicate."""
-        if (request := self._requests.pop(key, None)) is None:
-            return
-        for endpoint in request.asked:
-            self._servers[endpoint].asked.discard(key)
-            self.outbox.append(Outgoing(endpoint, Cancel(epoch=key[0], batch=key[1])))
-        self._assign()
+        if key in self._requests:
+            self._cancel(key)
+            self._assign()
+
+    def leave(self) -> None:
+        """Drop everything and say goodbye to every server that is there. Nothing is asked of anybody any more."""
+        self._requests.clear()
+        self._waiting.clear()
+        there = [endpoint for endpoint, known in self._servers.items() if known.state is not State.DOWN]
+        self.outbox.extend(Outgoing(endpoint, Bye()) for endpoint in there)
+        self._servers = {endpoint: _Server() for endpoint in self._servers}
 
     @property
     def open(self) -> int:
@@ -151,8 +163,7 @@ class Ledger:
     def connected(self, server: str, now: float) -> None:
         """Greet over a connection that now stands."""
         self._release(server)
-        known = self._servers[server]
-        known.state, known.heard, known.progress = State.GREETING, now, -1
+        self._servers[server] = _Server(State.GREETING, heard=now)
         self._greet(server, now)
         self._assign()
 
@@ -169,28 +180,25 @@ class Ledger:
         """
         known = self._servers[server]
         known.heard = now
-        if known.state is State.SUSPECT:
-            known.state = State.READY
+        wanted = False
         match message:
             case Welcome():
-                return self._welcomed(server, known, message, now)
+                wanted = self._welcomed(server, known, message, now)
             case Batch():
-                return self._arrived(server, known, message, now)
+                wanted = self._arrived(server, known, message, now)
             case Fail():
                 self._failed(server, known, message)
             case Pong():
-                if message.progress != known.progress and known.asked:
-                    self._progress_at = now
-                known.progress = message.progress
+                self._answered(known, message, now)
             case Drain():
-                if known.state is not State.DOWN:  # said before the connection went, heard after
-                    known.state = State.DRAINING
+                known.draining = True
             case Reject():
                 self._rejected(server, known, message, now)
             case _:
                 raise ProtocolError(f"{server}: {message.type} is no message from a server")
+        self._judge(known, now)
         self._assign()
-        return False
+        return wanted
 
     # Time.
 
@@ -199,24 +207,28 @@ class Ledger:
         for endpoint, known in self._servers.items():
             if known.state is State.DOWN:
                 continue
-            if now >= known.heard + SILENCE and known.state in (State.READY, State.DRAINING):
-                self._release(endpoint)
-                if known.state is State.READY:
-                    known.state = State.SUSPECT
+            self._judge(known, now)
             if now >= known.spoken + PING_EVERY:  # the same sum as in `wake_at`: a difference may round the other way
                 if known.state is State.GREETING:
                     self._greet(endpoint, now)
                 else:
                     known.spoken = now
                     self.outbox.append(Outgoing(endpoint, Ping()))
+        if all(known.state is not State.READY for known in self._servers.values()):
+            for known in self._servers.values():
+                known.stuck &= bool(known.asked)  # one that owes nothing cannot show that it is well: let it try
+                self._judge(known, now)
         self._assign()
         if self._awaiting and now >= self._progress_at + self.timeout:
             raise ServerUnavailable(self.timeout, self.describe())
 
     def wake_at(self, now: float) -> float:
         """Return when `tick` should next be called."""
-        due = [known.spoken + PING_EVERY for known in self._servers.values() if known.state is not State.DOWN]
-        return min([*due, self._progress_at + self.timeout if self._awaiting else now + PING_EVERY])
+        due = [self._progress_at + self.timeout if self._awaiting else now + PING_EVERY]
+        servers = self._servers.values()
+        due += [known.spoken + PING_EVERY for known in servers if known.state is not State.DOWN]
+        due += [known.heard + SILENCE for known in servers if known.state in (*_GOOD, State.STUCK)]
+        return min(due)
 
     def describe(self) -> dict[str, str]:
         """Return what is known of each server, in words."""
@@ -227,6 +239,20 @@ class Ledger:
     @property
     def _awaiting(self) -> bool:
         return bool(self._requests) or self.contract is None
+
+    def _judge(self, known: _Server, now: float) -> None:
+        """Settle what a server is taken for, from what is known of it."""
+        if known.state in (State.DOWN, State.GREETING):
+            return
+        known.idle_since = min(known.idle_since, now) if known.asked else inf
+        known.stuck |= now >= known.idle_since + self._patience
+        known.state = State.DRAINING if known.draining else State.READY
+        if known.stuck:
+            known.state = State.STUCK
+        if now >= known.heard + SILENCE:
+            known.state = State.SUSPECT
+        if known.state not in _GOOD:
+            self._waiting |= known.asked
 
     def _greet(self, server: str, now: float) -> None:
         self._servers[server].spoken = now
@@ -240,13 +266,11 @@ class Ledger:
                 raise ProtocolError(f"{server}: WELCOME without the catalog that was asked for")
             if welcome.stream != self.stream != "":
                 raise ProtocolError(f"{server}: WELCOME to stream {welcome.stream!r}, not {self.stream!r}")
-            self.contract = welcome
+            self.contract, self._progress_at = welcome, now
         _agree(self.contract, welcome, server)
         known.welcome = welcome
         if known.state is State.GREETING:
             known.state = State.READY
-        self._progress_at = now
-        self._assign()
         return first
 
     def _arrived(self, server: str, known: _Server, batch: Batch, now: float) -> bool:
@@ -256,20 +280,23 @@ class Ledger:
             raise ProtocolError(f"{server}: BATCH for attempt {batch.attempt}, which was never made")
         key = (batch.epoch, batch.batch)
         request = self._requests.get(key)
-        self._progress_at = now
+        known.idle_since, known.stuck = inf, False
         if request is None or request.tried.get(batch.attempt) != server:
             self.duplicates += 1
-            self._assign()
             return False
         _check(server, self.contract, batch, request)
-        del self._requests[key]
+        self._progress_at = now
         known.asked.discard(key)
         request.asked.pop(server, None)
-        for other in request.asked:
-            self._servers[other].asked.discard(key)
-            self.outbox.append(Outgoing(other, Cancel(epoch=key[0], batch=key[1])))
-        self._assign()
+        self._cancel(key)
         return True
+
+    def _answered(self, known: _Server, pong: Pong, now: float) -> None:
+        if known.progress not in (None, pong.progress):
+            if known.asked:
+                self._progress_at = now
+            known.idle_since, known.stuck = inf, False
+        known.progress = pong.progress
 
     def _failed(self, server: str, known: _Server, fail: Fail) -> None:
         key = (fail.epoch, fail.batch)
@@ -281,18 +308,17 @@ class Ledger:
         known.asked.discard(key)
         request.asked.pop(server, None)
         request.avoid.add(server)
-        if known.state is not State.DRAINING:
-            request.failures += 1
+        request.failures += not known.draining
         if request.failures >= ATTEMPTS:
-            raise DataError(
-                f"batch {fail.batch} of epoch {fail.epoch} failed {ATTEMPTS} times, last at {server}: {fail.reason}"
-            )
-        self._wait(key, request)
+            what = f"batch {fail.batch} of epoch {fail.epoch}"
+            raise DataError(f"{what} failed {ATTEMPTS} times, last at {server}: {fail.reason}")
+        self._waiting.add(key)
 
     def _rejected(self, server: str, known: _Server, reject: Reject, now: float) -> None:
         if reject.code == "limit":
             self._release(server)
-            if known.state is State.READY:
+            known.progress = None  # it works for others
+            if known.state is not State.DOWN and not known.draining:
                 known.state, known.spoken = State.GREETING, now  # greeted again after PING_EVERY
             return
         error: type[FeedmillError] = StreamMismatch if reject.code in ("stream", "fingerprint") else ProtocolError
@@ -300,35 +326,38 @@ class Ledger:
 
     def _release(self, server: str) -> None:
         """Take back everything that was asked of a server."""
-        known = self._servers[server]
-        for key in known.asked:
-            request = self._requests[key]
-            request.asked.pop(server, None)
-            self._wait(key, request)
-        known.asked.clear()
+        asked = self._servers[server].asked
+        for key in asked:
+            del self._requests[key].asked[server]
+        self._waiting |= asked
+        asked.clear()
 
-    def _wait(self, key: Key, request: _Request) -> None:
-        heapq.heappush(self._waiting, (request.order, key))
+    def _cancel(self, key: Key) -> None:
+        """Close a request: whoever else was asked need not bother."""
+        self._waiting.discard(key)
+        for server in self._requests.pop(key).asked:
+            self._servers[server].asked.discard(key)
+            self.outbox.append(Outgoing(server, Cancel(epoch=key[0], batch=key[1])))
 
     def _assign(self) -> None:
-        """Ask for what waits, oldest first, each of the server that is least busy for its size."""
-        while self._waiting:
-            order, key = self._waiting[0]
-            request = self._requests.get(key)
-            if request is None or request.order != order or request.asked:
-                heapq.heappop(self._waiting)  # it came meanwhile, or was forgotten
-                continue
-            if (server := self._least_busy(request)) is None:
-                return
-            heapq.heappop(self._waiting)
-            self.asked_again += bool(request.tried)
-            self._attempts += 1
-            request.asked[server] = self._attempts
-            request.tried[self._attempts] = server
-            self._count += 1
-            self._servers[server].turn = self._count
-            self._servers[server].asked.add(key)
-            self.outbox.append(Outgoing(server, replace(request.get, attempt=self._attempts), request.spans))
+        """Ask for what is not covered, oldest first, each of the ready server that is least busy for its size."""
+        for key in sorted(self._waiting, key=lambda key: self._requests[key].order):
+            request = self._requests[key]
+            if not any(self._servers[server].state in _GOOD for server in request.asked):
+                if (server := self._least_busy(request)) is None:
+                    return
+                self._ask(server, key, request)
+            self._waiting.discard(key)
+
+    def _ask(self, server: str, key: Key, request: _Request) -> None:
+        self.asked_again += bool(request.tried)
+        self._attempts += 1
+        request.asked[server] = self._attempts
+        request.tried[self._attempts] = server
+        self._count += 1
+        self._servers[server].turn = self._count
+        self._servers[server].asked.add(key)
+        self.outbox.append(Outgoing(server, replace(request.get, attempt=self._attempts), request.spans))
 
     def _least_busy(self, request: _Request) -> str | None:
         ready = [

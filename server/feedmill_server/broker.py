@@ -69,6 +69,7 @@ class Broker(Generic[M]):
         self.cache_hits = 0
         self.draining = False
         self._streams = {stream.name: stream for stream in streams}
+        self._counts = {stream.name: stream.counts.astype("<u4").tobytes() for stream in streams}  # 64 MB at worst
         self._pool = pool
         self._server, self._boot, self._workers = server, boot, workers
         self._clients: OrderedDict[bytes, _Client[M]] = OrderedDict()  # whose turn it is comes first
@@ -162,7 +163,7 @@ class Broker(Generic[M]):
             workers=self._workers,
             counts=counts,
         )
-        self._reply(client, welcome, trailer=stream.counts.astype("<u4").tobytes() if counts else b"")
+        self._reply(client, welcome, trailer=self._counts[stream.name] if counts else b"")
         if self.draining:
             self._reply(client, Drain())
 
@@ -182,11 +183,12 @@ class Broker(Generic[M]):
                 "it serves other shards or another pipeline than before",
             )
             return
-        samples = spans.expand(spans.unpack(payload, stream.counts))
+        payload = bytes(payload)
+        wanted = spans.unpack(payload, stream.counts)  # a view of it
         if self.draining:
             self._fail(asker, get.attempt, retryable=True, reason="the server is shutting down")
             return
-        name = (stream.name, get.seed, get.epoch, get.on_error, bytes(payload))
+        name = (stream.name, get.seed, get.epoch, get.on_error, payload)
         if asked := known.open.get(asker[1:]):
             if asked.name == name:
                 asked.waiters[asker] = get.attempt
@@ -197,7 +199,7 @@ class Broker(Generic[M]):
             return
         build = self._builds.get(name)
         if build is None:
-            build = Build(name, stream, get, samples)
+            build = Build(name, stream, get, wanted, spans.count(wanted))
             if build.nbytes > self._pool.max_bytes:
                 reason = f"a batch of {build.nbytes:,} bytes exceeds the server's memory of {self._pool.max_bytes:,}"
                 self._fail(asker, get.attempt, retryable=False, reason=reason)
@@ -286,6 +288,7 @@ class Broker(Generic[M]):
             known.queue.popleft()
             self._clients.move_to_end(client)
             build.keys = [""] * build.rows
+            build.samples = spans.expand(build.spans)  # not before: clients may have thousands of requests queued
             build.parts.extend(
                 Work(build, first, min(PART_SAMPLES, build.rows - first))
                 for first in range(0, build.rows, PART_SAMPLES)

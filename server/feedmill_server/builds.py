@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feedmill_protocol.messages import Get, Message
+from feedmill_protocol.spans import Spans
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 __all__ = ["Asker", "Bad", "Build", "BuildName", "M", "Memory", "Pool", "Reply", "Stream", "Work"]
@@ -77,7 +78,9 @@ class Build(Generic[M]):
     name: BuildName
     stream: Stream
     get: Get
-    samples: npt.NDArray[np.int64]  # (shard, index) of each row
+    spans: Spans
+    rows: int  # samples of the batch, whether or not they can be had
+    samples: npt.NDArray[np.int64] = field(init=False)  # (shard, index) of each row, once there is a slot
     waiters: dict[Asker, int] = field(default_factory=dict)  # who asked, and in which attempt
     slot: M | None = None
     parts: "deque[Work[M]]" = field(default_factory=deque)
@@ -85,11 +88,6 @@ class Build(Generic[M]):
     keys: list[str] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     done: bool = False
-
-    @property
-    def rows(self) -> int:
-        """Samples of the batch, whether or not they can be had."""
-        return len(self.samples)
 
     @property
     def nbytes(self) -> int:

@@ -31,7 +31,8 @@ SUBMITTED: Final = 1024
 class Catalog:
     """The shards of a stream: ``names``, and ``counts`` of samples (uint32).
 
-    ``digest`` stands for names, counts and sizes in bytes; ``extensions`` says how many samples have each extension.
+    ``digest`` stands for names, counts, sizes in bytes, and what lies where in each shard; ``extensions`` says how many
+    samples have each extension.
     """
 
     names: tuple[str, ...]
@@ -45,20 +46,22 @@ class Catalog:
         total = len(store)
         counts = np.zeros(total, np.uint32)
         extensions: Counter[str] = Counter()
+        indexes = hashlib.sha256()
 
-        def scan(i: int) -> tuple[int, dict[str, int]]:
+        def scan(i: int) -> tuple[int, dict[str, int], bytes]:
             index = store.index(i)
-            return len(index), index.counts()
+            return len(index), index.counts(), index.digest()
 
         with ThreadPoolExecutor(THREADS) as pool:
             for first in range(0, total, SUBMITTED):
                 block = range(first, min(first + SUBMITTED, total))
-                for i, (samples, found) in zip(block, pool.map(scan, block), strict=True):
+                for i, (samples, found, contents) in zip(block, pool.map(scan, block), strict=True):
                     counts[i] = samples
                     extensions.update(found)
+                    indexes.update(contents)
                     if progress:
                         progress(i + 1, total)
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(indexes.digest())
         sizes = [stamp.size for stamp in store.stamps if stamp]
         for name, count, size in zip(store.names, counts, sizes, strict=True):
             digest.update(f"{name}\0{count}\0{size}\n".encode())

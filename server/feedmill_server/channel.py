@@ -5,12 +5,14 @@ other is gone, however it went.
 """
 
 import socket
+from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, Self
 
 import msgpack
 
-__all__ = ["Channel", "ChannelClosed"]
+__all__ = ["Channel", "ChannelClosed", "ChannelFull"]
 
 _MESSAGE_BYTES: Final = 128 * 1024
 """Below Linux's default socket buffer (208 KiB). The largest message is the report on a part: 16 keys of 1 KiB."""
@@ -20,6 +22,10 @@ _MAX_FDS: Final = 4
 
 class ChannelClosed(Exception):
     """The process at the other end is gone."""
+
+
+class ChannelFull(Exception):
+    """The process at the other end has not read for so long that nothing more fits."""
 
 
 class Channel:
@@ -38,16 +44,21 @@ class Channel:
         """Return the descriptor, for polling."""
         return self._socket.fileno()
 
-    def send(self, *message: Any, fds: Sequence[int] = ()) -> None:
-        """Send a message, and duplicates of descriptors with it. Raises ChannelClosed."""
+    def send(self, *message: Any, fds: Sequence[int] = (), wait: bool = True) -> None:
+        """Send a message, and duplicates of descriptors with it.
+
+        Raises ChannelClosed, and ChannelFull where it would have to ``wait`` and must not.
+        """
         data = msgpack.packb(message)
         if len(data) > _MESSAGE_BYTES:  # the receiver would be given a piece of it
             raise ValueError(f"a message of {len(data):,} bytes, of at most {_MESSAGE_BYTES:,}")
+        flags = 0 if wait else socket.MSG_DONTWAIT
         try:
-            if fds:
-                socket.send_fds(self._socket, [data], list(fds))
-            else:
-                self._socket.send(data)
+            # socket.send_fds ignores its flags in Python 3.11.
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+            self._socket.sendmsg([data], rights, flags)
+        except BlockingIOError:
+            raise ChannelFull from None
         except OSError as error:
             raise ChannelClosed from error
 
@@ -69,6 +80,11 @@ class Channel:
         if not data:
             raise ChannelClosed
         return msgpack.unpackb(data), fds
+
+    def end(self) -> None:
+        """Have the other end learn that this one is gone, while what it sent before can still be received."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close this end."""

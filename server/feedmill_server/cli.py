@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -66,10 +67,14 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
+    # Slots, shards and clients take descriptors; the usual 1024 is for programs that call select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     context = zmq.Context()
     try:
         with _progress() as progress, Server(config, context, progress) as server:
-            _handle_signals(server)
+            if not args.check:
+                _handle_signals(server)
             server.prepare()
             if args.check:
                 _print_check(config, server)
@@ -86,6 +91,8 @@ def _handle_signals(server: Server) -> None:
     def first(_number: int, _frame: FrameType | None) -> None:
         for again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(again, _exit_at_once)
+        if not server.serving:  # importing or indexing, which may take long, and nobody has been promised anything
+            raise SystemExit(0)
         server.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -19,6 +19,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -83,14 +84,16 @@ def _open(store: dict[str, Any]) -> ShardStore:
         [Path(os.fsdecode(path)) for path in store["paths"]],
         cache=Path(store["cache"]) if store["cache"] else None,
         inflated_bytes=store["inflated_bytes"],
+        open_shards=store["open_shards"],
         stamps=[Stamp(*stamp) for stamp in store["stamps"]],
     )
 
 
 def _versions() -> str:
-    """Name the libraries that pixels depend on."""
+    """Name what pixels depend on: libraries, this package, and Python for the streams of `random`."""
     parts = {"torch": torch, "torchvision": torchvision, "pillow": PIL, "numpy": np}
-    return ", ".join(f"{name} {module.__version__}" for name, module in parts.items())
+    ours = {"feedmill": version("feedmill"), "python": "{}.{}".format(*sys.version_info)}
+    return ", ".join(f"{name} {v}" for name, v in ({n: m.__version__ for n, m in parts.items()} | ours).items())
 
 
 def _serve(control: Channel, mills: Sequence[Mill]) -> None:
@@ -107,21 +110,22 @@ def _serve(control: Channel, mills: Sequence[Mill]) -> None:
                 control.send("exited", number, os.waitstatus_to_exitcode(status))
                 continue
             (_, number), (end,) = control.receive()
+            parent = os.getpid()
             if not (pid := os.fork()):
                 control.close()
                 for other in children:
                     os.close(other)
-                _be_worker(end, mills)
+                _be_worker(end, mills, parent)
             os.close(end)
             pidfd = os.pidfd_open(pid)
             children[pidfd] = pid, number
             poll.register(pidfd, select.POLLIN)
 
 
-def _be_worker(end: int, mills: Sequence[Mill]) -> NoReturn:
+def _be_worker(end: int, mills: Sequence[Mill], parent: int) -> NoReturn:
     code = 1
     try:
-        _die_with(os.getppid())
+        _die_with(parent)
         work(Channel(socket.socket(fileno=end)), mills)
         code = 0
     except BaseException:  # noqa: BLE001 # nothing may unwind into the fork server's own frames

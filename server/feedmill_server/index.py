@@ -5,6 +5,7 @@ base name; the rest, in lower case, is its extension. Members that follow each o
 readers would disagree about (an extension twice, a key that comes back) is an error.
 """
 
+import hashlib
 import zlib
 from array import array
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from feedmill_protocol import limits
 from feedmill_protocol.errors import ShardError
+from feedmill_protocol.messages import shorten
 
 from .tar import Member
 
@@ -24,6 +26,9 @@ __all__ = ["ShardIndex"]
 
 VERSION: Final = 1
 CHECKSUM_BYTES: Final = 4
+
+KEY_BYTES: Final = limits.KEYS_BYTES // limits.BATCH_SAMPLES - 1
+"""The longest key: 1,023 bytes of UTF-8, so that the keys of any batch, with a NUL behind each, can be sent."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -121,6 +126,10 @@ class ShardIndex:
             key_starts=_key_starts(blob),
         )
 
+    def digest(self) -> bytes:
+        """Return what tells this index from any other: equal for equal shards, wherever the index comes from."""
+        return hashlib.sha256(self.to_bytes()).digest()
+
     def to_bytes(self) -> bytes:
         """Pack the index for `from_bytes`: a CRC-32, and a msgpack map of little-endian arrays."""
         body: bytes = msgpack.packb(
@@ -178,6 +187,7 @@ class ShardIndex:
             and len(self.sizes) == len(self.kinds) == m
             and len(self.key_starts) == n + 1
             and self.key_starts[-1] == len(self.keys)
+            and (np.diff(self.key_starts) <= KEY_BYTES + 1).all()
             and self.starts[0] == 0
             and self.starts[-1] == m
             and (np.diff(self.starts) > 0).all()
@@ -195,6 +205,12 @@ def _check_key(key: str, keys: dict[str, None], shard: str) -> None:
             shard,
             f"the members of sample {key} do not follow each other; make the shard with sorted names, "
             "for example with tar's option --sort=name",
+        )
+    if (size := len(key.encode())) > KEY_BYTES:
+        raise ShardError(
+            shard,
+            f"the key of sample {shorten(key, limits.KEY_BYTES)} has {size:,} bytes, of at most {KEY_BYTES:,}; "
+            "make the shard with shorter names",
         )
     if len(keys) == limits.SHARD_SAMPLES:
         raise ShardError(shard, f"has more than {limits.SHARD_SAMPLES:,} samples; split it")

@@ -137,7 +137,7 @@ def _tensor(field: str, value: Any) -> torch.Tensor:
 
 
 def load(reference: str) -> tuple[Pipeline, str]:
-    """Load ``FILE.py:NAME`` or ``module:NAME``; return the pipeline and a digest of the source that it stands in.
+    """Load ``FILE.py:NAME`` or ``module:NAME``; return the pipeline and a digest of its name and its file.
 
     Raises PipelineError when that fails in any way.
     """
@@ -153,7 +153,7 @@ def load(reference: str) -> tuple[Pipeline, str]:
         known = ", ".join(n for n, v in vars(module).items() if isinstance(v, Pipeline)) or "none"
         what = "does not exist" if not hasattr(module, name) else f"is a {type(pipeline).__name__}, not a Pipeline"
         raise PipelineError(f"pipeline {reference}: {name} {what}; pipelines there: {known}")
-    return pipeline, hashlib.sha256(path.read_bytes()).hexdigest()
+    return pipeline, hashlib.sha256(name.encode() + b"\0" + path.read_bytes()).hexdigest()
 
 
 def _import(source: str) -> tuple[Any, Path]:

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import secrets
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,12 +26,13 @@ from feedmill_protocol.errors import PipelineError, ProtocolError, ShardError, U
 from feedmill_protocol.messages import Hello
 from feedmill_protocol.tensors import FieldSpec, offsets
 
-from .broker import Bad, Broker, Reply, Stream, Work
+from .broker import CLIENT_SILENCE, Bad, Broker, Reply, Stream, Work
 from .catalog import Catalog
 from .channel import Channel, ChannelClosed
+from .complaints import Complaints
 from .config import PRESETS, ServerConfig, StreamConfig
 from .listing import expand
-from .shards import ShardStore
+from .shards import OPEN_SHARDS, ShardStore
 from .slots import Slot, SlotPool
 from .workers import Workers
 
@@ -87,6 +89,7 @@ class Server:
     ) -> None:
         self.config = config
         self.served: list[Served] = []
+        self.serving = False
         self._progress = progress
         self._stores = {name: _store(config, stream) for name, stream in config.streams.items()}
         pipelines = [(s.pipeline or PRESETS[s.preset], s.exact) for s in config.streams.values()]
@@ -95,6 +98,7 @@ class Server:
         self._socket = context.socket(zmq.ROUTER)
         self._poller = zmq.Poller()
         self._sending: deque[_Sending] = deque()
+        self._complaints = Complaints()
         self._stop_at: float | None = None
 
     def __enter__(self) -> Self:
@@ -113,13 +117,12 @@ class Server:
     def prepare(self) -> None:
         """Load pipelines, index shards, start the workers, and learn what they make of a sample."""
         self._workers.start()
+        catalogs = [Catalog.build(store, partial(self._indexed, name)) for name, store in self._stores.items()]
         described, versions = self._workers.wait_loaded(_LOAD_TIMEOUT)
-        catalogs = []
-        for (name, store), pipeline in zip(self._stores.items(), described, strict=True):
-            catalog = Catalog.build(store, partial(self._progress, name))
+        for name, pipeline, catalog in zip(self._stores, described, catalogs, strict=True):
             _check_fields(name, pipeline["fields"], catalog)
-            catalogs.append(catalog)
-        self._workers.open([_described(self.config, store) for store in self._stores.values()])
+        open_shards = max(1, OPEN_SHARDS // len(self._stores))
+        self._workers.open([_described(self.config, store, open_shards) for store in self._stores.values()])
         first, *_ = self._workers.fill(time.monotonic())
         for number, (name, catalog, pipeline) in enumerate(zip(self._stores, catalogs, described, strict=True)):
             fields = self._probe(first, number, name, catalog)
@@ -132,6 +135,10 @@ class Server:
             boot=secrets.token_hex(8),
             workers=self.config.workers,
         )
+
+    def _indexed(self, stream: str, done: int, total: int) -> None:
+        self._progress(stream, done, total)
+        self._workers.check_loaded()  # a pipeline that does not load is known before a long index is done
 
     def _describe(
         self,
@@ -183,26 +190,34 @@ class Server:
 
     def bind(self) -> str:
         """Listen; return the endpoint, with the port that was found when ``*`` was asked for. Raises UsageError."""
-        socket = self._socket
-        socket.set(zmq.ROUTER_MANDATORY, 1)  # an unknown client is an error, not silence
+        router = self._socket
+        router.set(zmq.ROUTER_MANDATORY, 1)  # an unknown client is an error, not silence
         # Each client has at most OUTSTANDING batches to come, and a PONG for each of its pings.
-        socket.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
-        socket.set(zmq.MAXMSGSIZE, _CLIENT_MESSAGE_BYTES)
-        socket.set(zmq.IPV6, "[" in self.config.bind)
+        router.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
+        router.set(zmq.MAXMSGSIZE, _CLIENT_MESSAGE_BYTES)
+        # What a client that was stopped does not take would stay pinned as long as its kernel keeps the connection.
+        # Over ipc there is no such thing; but there a stopped client can be seen, and killed, on the same machine.
+        router.set(zmq.TCP_MAXRT, round(CLIENT_SILENCE * 1000))
+        router.set(zmq.IPV6, "[" in self.config.bind)
+        url = self.config.bind
+        if _somebody_listens(url):
+            raise UsageError(f"cannot listen on {url}: {os.strerror(zmq.EADDRINUSE)}; choose another with --bind")
         try:
-            socket.bind(self.config.bind)
+            router.bind(url)
         except zmq.ZMQError as error:
-            raise UsageError(
-                f"cannot listen on {self.config.bind}: {error.strerror}; choose another with --bind"
-            ) from None
-        return socket.get_string(zmq.LAST_ENDPOINT)
+            raise UsageError(f"cannot listen on {url}: {error.strerror}; choose another with --bind") from None
+        return router.get_string(zmq.LAST_ENDPOINT)
 
     def stop(self) -> None:
         """Begin to drain. May be called from a signal handler."""
         self._stop_at = self._stop_at or time.monotonic() + _DRAIN_SECONDS
 
     def run(self) -> None:
-        """Serve until `stop` was called and what was asked for is done."""
+        """Serve until `stop` was called and what was asked for is done.
+
+        Raises PipelineError if the pipelines have to be loaded again, and are not what they were.
+        """
+        self.serving = True
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._workers.control, zmq.POLLIN)
         for channel in self._workers.channels.values():
@@ -232,10 +247,10 @@ class Server:
             _log.info("draining: %d requests are open", self._broker.open)
             self._broker.drain()
             self._send_replies()
-        return not self._broker.open or time.monotonic() >= self._stop_at
+        return not (self._broker.open or self._sending) or time.monotonic() >= self._stop_at
 
     def _patience(self) -> float:
-        return _PINNED_POLL if self._sending and self._broker.queued else _TICK
+        return _PINNED_POLL if self._sending and (self._broker.queued or self._stop_at) else _TICK
 
     def _hear_clients(self) -> None:
         for _ in range(64):  # then it is the workers' turn
@@ -247,13 +262,15 @@ class Server:
 
     def _hear_client(self, client: bytes, frames: Sequence[zmq.Frame]) -> None:
         try:
-            message = codec.decode(frames[0].bytes)
-            payload = codec.join(message, [frame.bytes for frame in frames[1:]])
+            message = codec.decode(frames[0].buffer)
+            payload = codec.join(message, [frame.buffer for frame in frames[1:]])  # copied once the length is right
             if isinstance(message, Hello):
                 _log.info("client %s at %s: stream %r", client.hex()[2:], _address(frames[0]), message.stream)
             self._broker.receive(client, message, payload, time.monotonic())
         except ProtocolError as error:
-            _log.warning("client %s at %s: %s", client.hex()[2:], _address(frames[0]), error)
+            if bad := self._complaints.due(client, time.monotonic()):
+                more = f"; {bad} messages like that" if bad > 1 else ""
+                _log.warning("client %s at %s: %s%s", client.hex()[2:], _address(frames[0]), error, more)
             self._broker.refuse(client, "version" if isinstance(error, VersionMismatch) else "protocol", str(error))
 
     # Workers.
@@ -271,12 +288,15 @@ class Server:
                 self._broker.lost(number, "the worker processes were killed")
             self._poller.register(self._workers.control, zmq.POLLIN)
             return
-        if kind == "loaded":
-            self._watch(self._workers.refill(time.monotonic()))
-        elif kind == "exited":
+        if kind == "exited":
             self._bury(*message)
-        else:
-            _log.error("the pipelines no longer load: %s", message[0])
+            return
+        try:
+            self._watch(self._workers.refill(time.monotonic(), kind, *message))
+        except PipelineError:
+            self._broker.drain()  # clients ask others at once
+            self._send_replies()
+            raise
 
     def _hear_worker(self, fd: int) -> None:
         number = next((n for n, channel in self._workers.channels.items() if channel.fileno() == fd), None)
@@ -323,8 +343,7 @@ class Server:
                 if (work := self._broker.next_part(number)) is None:
                     break
                 self._give(number, work)
-        while self._pool.retired:
-            self._workers.drop(self._pool.retired.pop())
+        self._pool.retired[:] = [slot for slot in self._pool.retired if not self._workers.drop(slot)]
 
     def _give(self, number: int, work: Work[Slot]) -> None:
         build = work.build
@@ -363,8 +382,9 @@ class Server:
         if reply.slot is not None:
             frames += codec.cut(reply.slot.memory[: reply.message.payload_bytes - len(reply.trailer)])
         frames += codec.cut(memoryview(reply.trailer))
+        header = codec.encode(reply.message)  # before anything is sent: a message cannot be left half-way
         send(reply.client, zmq.SNDMORE | zmq.NOBLOCK)
-        send(codec.encode(reply.message), zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
+        send(header, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
         for frame in frames:
             more = 0 if frame is frames[-1] else zmq.SNDMORE
             tracker = send(frame, zmq.NOBLOCK | more, copy=False, track=True)
@@ -422,8 +442,8 @@ def _check_memory(stream: Stream, memory: int) -> None:
     _, batch = offsets(field.rows(stream.batch_size) for field in stream.fields)
     if batch > memory:
         raise UsageError(
-            f"memory={memory}: a batch of stream {stream.name} takes {batch:,} bytes; give --memory several times "
-            "that, or make batches smaller with --batch-size"
+            f"memory={memory}: a batch of stream {stream.name} takes {batch:,} bytes; "
+            "give --memory several times that, or make batches smaller with --batch-size"
         )
 
 
@@ -431,6 +451,16 @@ def _first_samples(catalog: Catalog) -> list[tuple[int, int]]:
     """Return shard and index of the first few samples."""
     firsts = ((shard, index) for shard, count in enumerate(catalog.counts.tolist()) for index in range(count))
     return list(itertools.islice(firsts, _PROBES))
+
+
+def _somebody_listens(url: str) -> bool:
+    """Tell whether an ``ipc://`` URL is a server's already: libzmq would take it away from that one in silence."""
+    scheme, _, path = url.partition("://")
+    if scheme == "ipc":
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.connect(path)
+            return True
+    return False
 
 
 def _address(frame: zmq.Frame) -> str:
@@ -453,10 +483,11 @@ def _store(config: ServerConfig, stream: StreamConfig) -> ShardStore:
     return ShardStore(expand(stream.shards), cache=cache, inflated_bytes=config.cache_bytes)
 
 
-def _described(config: ServerConfig, store: ShardStore) -> dict[str, Any]:
+def _described(config: ServerConfig, store: ShardStore, open_shards: int) -> dict[str, Any]:
     return {
         "paths": [os.fsencode(path) for path in store.paths],
         "cache": config.cache,
         "inflated_bytes": config.cache_bytes,
         "stamps": store.stamps,
+        "open_shards": open_shards,
     }

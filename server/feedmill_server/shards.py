@@ -27,7 +27,7 @@ from .tar import walk
 __all__ = ["Shard", "ShardStore", "Stamp"]
 
 OPEN_SHARDS: Final = 256
-"""A mapping keeps a descriptor, and a process may usually have 1024."""
+"""A mapping keeps a descriptor, and a process may usually have 1024. The stores of a server share this."""
 
 _STAMP: Final = struct.Struct("<qq")
 
@@ -80,7 +80,8 @@ class ShardStore:
 
     Indexes are stored in ``cache``; without one, in a folder ``.feedmill`` beside each shard, or where that cannot be
     written in the user's cache. Gzip shards are inflated into the same ``cache``, up to ``inflated_bytes`` of them.
-    ``stamps``, taken from another store of the same paths, are the states in which that one saw the shards.
+    ``stamps``, taken from another store of the same paths, are the states in which that one saw the shards. At most
+    ``open_shards`` are open at a time.
 
     `index` may be called from several threads, `open` from one.
     """
@@ -92,6 +93,7 @@ class ShardStore:
         cache: Path | None = None,
         inflated_bytes: int = INFLATED_BYTES,
         stamps: Sequence[Stamp | None] | None = None,
+        open_shards: int = OPEN_SHARDS,
     ) -> None:
         self.paths = tuple(paths)
         self.names = tuple(names(paths))
@@ -99,6 +101,7 @@ class ShardStore:
         self._cache = cache
         self._inflated = InflatedCache((cache or user_cache()) / "inflated", inflated_bytes)
         self._open: dict[int, Shard] = {}
+        self._open_shards = open_shards
         self._warned = False
 
     def __len__(self) -> int:
@@ -121,7 +124,7 @@ class ShardStore:
             return self._index(i, source)
 
     def open(self, i: int) -> Shard:
-        """Return shard ``i``, open. The store closes it, at the latest when 256 others have been opened since.
+        """Return shard ``i``, open. The store closes it, at the latest when so many others have been opened since.
 
         Raises what `index` raises.
         """
@@ -133,7 +136,7 @@ class ShardStore:
                     data = memoryview(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
             shard = Shard(self.names[i], index, data)
         self._open[i] = shard
-        while len(self._open) > OPEN_SHARDS:
+        while len(self._open) > self._open_shards:
             self._open.pop(next(iter(self._open))).close()
         return shard
 

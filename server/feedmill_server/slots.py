@@ -8,13 +8,12 @@ A slot is busy while a batch lies in it (`SlotPool.take` … `give`) and pinned 
 pool owns at most `max_bytes` and `MAX_SLOTS`, whatever they are used for.
 """
 
+import logging
 import mmap
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
-
-import numpy as np
 
 from feedmill_protocol.tensors import FieldSpec, offsets
 
@@ -23,6 +22,8 @@ __all__ = ["Slot", "SlotPool"]
 MAX_SLOTS: Final = 256
 """A slot takes two descriptors here (mmap keeps one of its own) and one in every worker; a process may usually have
 1024."""
+
+_log = logging.getLogger(__name__)
 
 
 class Slot:
@@ -43,15 +44,18 @@ class Slot:
 
     def compact(self, fields: Sequence[FieldSpec], samples: int, missing: Sequence[int]) -> None:
         """Turn the block of a batch of ``samples`` rows into that of the batch without the ``missing`` rows."""
-        kept = np.delete(np.arange(samples), missing)
+        runs = list(zip([0, *(row + 1 for row in missing)], [*missing, samples], strict=True))  # of rows that stay
         sources, _ = offsets(field.rows(samples) for field in fields)
-        targets, _ = offsets(field.rows(len(kept)) for field in fields)
-        data = np.frombuffer(self._map, np.uint8)
+        targets, _ = offsets(field.rows(samples - len(missing)) for field in fields)
         for field, source, target in zip(fields, sources, targets, strict=True):
             row = field.rows(1).nbytes
-            rows = data[source : source + samples * row].reshape(samples, row)
-            # Rows only ever move towards the start, and fields are moved in order: nothing is overwritten unread.
-            data[target : target + len(kept) * row] = rows[kept].reshape(-1)
+            to = target
+            for first, stop in runs:
+                start, size = source + first * row, (stop - first) * row
+                # Rows only ever move towards the start, and fields are moved in order: nothing is overwritten unread.
+                if start != to:
+                    self.memory[to : to + size] = self.memory[start : start + size]
+                to += size
 
     def close(self) -> None:
         """Give the memory back; what libzmq still holds of it stays until it lets go."""
@@ -71,29 +75,44 @@ class SlotPool:
         self.retired: list[int] = []  # numbers of slots that are gone, for the workers to unmap
         self._free: list[Slot] = []
         self._created = 0
+        self._refused = False
 
     def take(self, nbytes: int) -> Slot | None:
-        """Return a slot of at least nbytes, or None while the memory is in use."""
+        """Return a slot of at least nbytes, or None while the memory is in use, or the system has none to give."""
         # A slot of twice the size would waste what others need.
         fitting = [slot for slot in self._free if nbytes <= slot.capacity <= 2 * nbytes + mmap.PAGESIZE]
         if fitting:
-            slot = min(fitting, key=lambda s: s.capacity)
-            self._free.remove(slot)
-            return slot
+            best = min(fitting, key=lambda s: s.capacity)
+            self._free.remove(best)
+            return best
         capacity = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         while self._is_full(capacity) and self._free:
             self._retire(self._free[0])
         if self._is_full(capacity):
             return None
-        self.slots += 1
-        self._created += 1
-        slot = Slot(self._created, capacity)
-        self.bytes += capacity
+        slot = self._create(capacity)
+        while slot is None and self._free:  # what they have is what the system is short of
+            self._retire(self._free[0])
+            slot = self._create(capacity)
         return slot
 
     def give(self, slot: Slot) -> None:
         """Take back a slot that is neither used nor pinned."""
         self._free.append(slot)
+
+    def _create(self, capacity: int) -> Slot | None:
+        try:
+            slot = Slot(self._created + 1, capacity)
+        except OSError as error:
+            if not self._refused:  # once until there is one again: whoever waits for a slot asks often
+                _log.warning("no memory file of %d bytes to be had (%s); trying again", capacity, error.strerror)
+            self._refused = True
+            return None
+        self._refused = False
+        self._created += 1
+        self.slots += 1
+        self.bytes += capacity
+        return slot
 
     def _is_full(self, nbytes: int) -> bool:
         return self.slots >= MAX_SLOTS or self.bytes + nbytes > self.max_bytes

@@ -9,13 +9,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgpack
 
 from feedmill_protocol.errors import PipelineError
 
-from .channel import Channel, ChannelClosed
+from .channel import Channel, ChannelClosed, ChannelFull
 from .slots import Slot
 
 __all__ = ["Workers"]
@@ -38,6 +39,7 @@ class Workers:
         self.channels: dict[int, Channel] = {}
         self._pipelines, self._jpeg = list(pipelines), jpeg
         self._stores: Sequence[dict[str, Any]] = ()
+        self._loaded: tuple[list[dict[str, Any]], str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: Channel | None = None
         self._known_slots: dict[int, set[int]] = {}  # which slots a worker has mapped
@@ -60,7 +62,12 @@ class Workers:
             # One thread each: workers are the parallelism, and a forking process must have no other thread.
             threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             self._process = subprocess.Popen(  # noqa: S603 # our own interpreter and module
-                command, pass_fds=[end.fileno()], stdin=subprocess.DEVNULL, stdout=2, env=os.environ | threads
+                command,
+                pass_fds=[end.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                env=os.environ | threads,
+                process_group=0,  # a terminal's Ctrl-C is for the broker, also while torch is being imported
             )
         self._control.send("load", self._pipelines, self._jpeg)
 
@@ -73,22 +80,45 @@ class Workers:
 
     def wait_loaded(self, timeout: float) -> tuple[list[dict[str, Any]], str]:
         """Return what the fork server says of each pipeline, and of its libraries. Raises PipelineError."""
+        self.check_loaded(timeout)
+        if self._loaded is None:
+            raise PipelineError(f"loading the pipelines took more than {timeout:g} s")
+        return self._loaded
+
+    def check_loaded(self, timeout: float = 0.0) -> None:
+        """See whether the fork server has something to say yet. Raises PipelineError if pipelines cannot be loaded."""
+        if self._loaded is not None:
+            return
         try:
             (kind, *answer), _ = self.control.receive(timeout)
         except TimeoutError:
-            raise PipelineError(f"loading the pipelines took more than {timeout:g} s") from None
+            return
         except ChannelClosed:
             raise PipelineError("the process that loads the pipelines ended; its last words are above") from None
         if kind == "unfit":
             raise PipelineError(answer[0])
-        return answer[0], answer[1]
+        self._loaded = answer[0], answer[1]
 
     def fill(self, now: float) -> list[int]:
         """Fork all workers at once; return their numbers."""
         return [self._fork(now) for _ in range(self.count)]
 
-    def refill(self, now: float) -> list[int]:
-        """Fork all workers from another fork server, once it has loaded what the first had."""
+    def refill(self, now: float, kind: str, *answer: Any) -> list[int]:
+        """Fork all workers from another fork server, once it has answered that the pipelines are ``loaded``.
+
+        Raises PipelineError if they are ``unfit``, or not what the first one loaded: it would make other pixels under
+        the same fingerprint.
+        """
+        if kind == "unfit":
+            raise PipelineError(answer[0])
+        if self._loaded is None:
+            raise RuntimeError("the first fork server has not loaded anything")
+        (before, versions_before), (after, versions) = self._loaded, answer
+        for (pipeline, _), old, new in zip(self._pipelines, before, after, strict=True):
+            if old != new:
+                raise PipelineError(f"{pipeline} was changed while it was served; restart the server to serve it")
+        if versions != versions_before:
+            raise PipelineError(f"{versions_before} became {versions} meanwhile; restart the server to use that")
         self.open(self._stores)
         return self.fill(now)
 
@@ -120,18 +150,31 @@ class Workers:
         return gone
 
     def give(self, number: int, slot: Slot, *part: Any) -> None:
-        """Give a part to a worker, which gets to know the slot if it does not yet."""
+        """Give a part to a worker, which gets to know the slot if it does not yet.
+
+        A worker that does not read is cut off, which ends it: the broker never waits for one.
+        """
         known = self._known_slots[number]
         fds = [] if slot.number in known else [slot.fd]
         known.add(slot.number)
-        self.channels[number].send("part", slot.number, *part, fds=fds)
+        try:
+            self.channels[number].send("part", slot.number, *part, fds=fds, wait=False)
+        except ChannelFull:
+            _log.warning("worker %d does not read what it is sent; ending it", number)
+            self.channels[number].end()
 
-    def drop(self, slot: int) -> None:
-        """Have a slot unmapped that no longer exists."""
+    def drop(self, slot: int) -> bool:
+        """Have a slot unmapped that no longer exists; return whether every worker that knew it has been told.
+
+        One that is too busy to be told keeps the slot until it is asked again.
+        """
         for number, known in self._known_slots.items():
             if slot in known:
-                known.discard(slot)
-                self.channels[number].send("drop", slot)
+                with suppress(ChannelFull):
+                    with suppress(ChannelClosed):  # it unmaps all it has
+                        self.channels[number].send("drop", slot, wait=False)
+                    known.discard(slot)
+        return not any(slot in known for known in self._known_slots.values())
 
     def close(self) -> None:
         """End the fork server and the workers."""
@@ -148,7 +191,7 @@ class Workers:
     def _fork(self, now: float) -> int:
         self._number += 1
         channel, end = Channel.pair()
-        with end:
+        with end, suppress(ChannelClosed):  # that the fork server is gone is about to be noticed
             self.control.send("fork", self._number, fds=[end.fileno()])
         self.channels[self._number] = channel
         self._known_slots[self._number] = set()

@@ -88,7 +88,7 @@ def test_a_gradient_keeps_it() -> None:
     del batch
     again = pool.empty((250,), torch.float32).fill_(9)
     assert address(again) != place
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert weight.grad is not None
     assert weight.grad.eq(2).all()
 

@@ -265,7 +265,7 @@ def test_pictures_can_be_finished_in_inference_mode_and_then_in_training() -> No
     weight = torch.ones(3, 1, 1, requires_grad=True)
     for rows in (pictures(2, field), pictures(2, field).contiguous()):
         (finished,) = tensors.finish([rows], [field])
-        (finished * weight).sum().backward()  # type: ignore[no-untyped-call]
+        (finished * weight).sum().backward()
     assert weight.grad is not None
 
 

@@ -4,10 +4,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+import torch
 
 import feedmill
 from integration.epochs import TIMEOUT, Reference
 from integration.fleet import Data, Fleet, make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Leave the cores to the servers: threads that wait for each other in torch take longer than the work itself."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,13 @@
 """A server that does whatever a test says, in a thread: for what no real server does."""
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Final, Self
 
 import numpy as np
 import zmq
 
-from feedmill_protocol import codec, limits
+from feedmill_protocol import codec
 from feedmill_protocol.errors import ProtocolError
 from feedmill_protocol.messages import Batch, Cancel, Get, Hello, Message, Ping, Pong, Welcome
 from feedmill_protocol.spans import count, unpack
@@ -132,11 +131,3 @@ class FakeServer:
 def silence(_message: Message, _payload: bytes) -> Sequence[Frames]:
     """Answer nothing."""
     return []
-
-
-def elapsed(since: float) -> float:
-    """Return the seconds since a time."""
-    return time.monotonic() - since
-
-
-PROTOCOL_VERSION: Final = limits.PROTOCOL_VERSION

@@ -11,7 +11,6 @@ from PIL import Image
 
 from feedmill_server.pictures import write_shards
 from integration import processes
-from integration.processes import Served
 from shardmaker import write_tar
 
 PIPELINES = Path(__file__).with_name("pipelines.py")
@@ -31,7 +30,7 @@ class Dataset:
     batch_size: int
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+        return (self.samples + self.batch_size - 1) // self.batch_size
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ def make(folder: Path) -> Data:
     sets = {
         "pictures": (Dataset("pictures", pictures, 120, 16), "preset = 'imagenet-train'"),
         "pictures-eval": (Dataset("pictures-eval", pictures, 120, 16), "preset = 'imagenet-eval'"),
+        "pictures-exact": (Dataset("pictures-exact", pictures, 120, 16), "preset = 'imagenet-train'\nexact = true"),
         "colours": (Dataset("colours", (colours,), 90, 20), f"pipeline = '{PIPELINES}:PNG'"),
         "slow": (Dataset("slow", numbers, 100, 8), f"pipeline = '{PIPELINES}:SLOW'"),
         "raises": (Dataset("raises", numbers, 100, 8), f"pipeline = '{PIPELINES}:RAISES'"),
@@ -77,6 +77,8 @@ def make(folder: Path) -> Data:
     if all(path.is_file() for path in real):
         sets["imagenet"] = (Dataset("imagenet", real, 500, 64), "preset = 'imagenet-train'")
         sets["imagenet-eval"] = (Dataset("imagenet-eval", real, 500, 64), "preset = 'imagenet-eval'")
+        for name, preset in (("imagenet-exact", "imagenet-train"), ("imagenet-eval-exact", "imagenet-eval")):
+            sets[name] = (Dataset(name, real, 500, 64), f"preset = '{preset}'\nexact = true")
     if (REAL / "sample.tgz").is_file():
         sets["sample"] = (Dataset("sample", (REAL / "sample.tgz",), 90, 20), f"pipeline = '{PIPELINES}:PNG'")
     tables = [
@@ -95,7 +97,7 @@ class Fleet:
         self._folder = folder
         self._config = config
         self._stack = stack
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, processes.Served] = {}
 
     def __getitem__(self, name: str) -> str:
         """Return the URL of "one", "two" or "four", which have so many workers, or of "ipc", which has two."""

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -13,9 +15,11 @@ from typing import IO
 import pytest
 
 import feedmill
+from feedmill_protocol.messages import Get, Message
 from integration.epochs import TIMEOUT, Reference, assert_same
+from integration.fakes import FakeServer, Frames, honest
 from integration.fleet import PIPELINES, Data, Fleet
-from integration.processes import Served, alive, descendants, environment, read_line, wait_until
+from integration.processes import Served, alive, command, descendants, environment, read_line, wait_until
 
 SLOW = ("--stream", "slow", "--pipeline", f"{PIPELINES}:SLOW", "--workers", "2")
 
@@ -35,36 +39,33 @@ def slow(data: Data, serve: Serve) -> Callable[..., Served]:
 # Signals.
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("terminal", [False, True], ids=["SIGTERM", "Ctrl-C"])
 def test_a_server_that_is_told_to_end_finishes_what_was_asked_and_exits_within_5_s(
-    slow: Callable[..., Served], number: int
+    slow: Callable[..., Served],
+    terminal: bool,  # noqa: FBT001 # a parameter of the test
 ) -> None:
-    """Exit code 0, nothing left, and the trainer gets what it had asked for before it is told that nobody is left."""
+    """Exit code 0, nothing left, and the trainer gets what it had asked for before it is told that nobody is left.
+
+    SIGTERM is for the broker alone; a terminal sends Ctrl-C to the workers too.
+    """
     served = slow()
     family = descendants(served.process.pid)
-    with feedmill.connect(served.url, prefetch=4, timeout=3.0) as feed:
+    with feedmill.connect(served.url, prefetch=4, timeout=2.0) as feed:
         iteration = feed.batches()
         got = [next(iteration).index]
-        served.signal(number)
         begun = time.monotonic()
+        for pid in [*family, served.process.pid] if terminal else [served.process.pid]:
+            os.kill(pid, signal.SIGINT if terminal else signal.SIGTERM)
         with pytest.raises(feedmill.ServerUnavailable):
             got.extend(batch.index for batch in iteration)
         assert served.process.wait(5) == 0
-        assert time.monotonic() - begun < 3.0 + 5.0
+        assert time.monotonic() - begun < 5.0
     assert len(got) >= 4
     assert got == list(range(len(got)))
     assert "draining" in served.log
+    assert "replacing" not in served.log
     assert "Traceback" not in served.log
     wait_until(lambda: not any(map(alive, family)), 2, "the workers have ended")
-
-
-def test_an_idle_server_exits_at_once(slow: Callable[..., Served]) -> None:
-    """There is nothing to wait for."""
-    served = slow()
-    begun = time.monotonic()
-    served.signal(signal.SIGTERM)
-    assert served.process.wait(5) == 0
-    assert time.monotonic() - begun < 2.0
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
@@ -76,7 +77,7 @@ def test_a_server_with_hours_of_work_exits_within_5_s_and_at_the_second_signal_a
     """No transform, however slow, keeps a server from ending."""
     served = serve(*data["slow"].shards, "--pipeline", f"{PIPELINES}:VERY_SLOW", "--workers", "2")
     family = descendants(served.process.pid)
-    with feedmill.connect(served.url, timeout=2.0) as feed:
+    with feedmill.connect(served.url, timeout=1.0) as feed:
         with pytest.raises(feedmill.ServerUnavailable):  # no batch comes in so short a time
             next(feed.batches())
         begun = time.monotonic()
@@ -90,24 +91,28 @@ def test_a_server_with_hours_of_work_exits_within_5_s_and_at_the_second_signal_a
     wait_until(lambda: not any(map(alive, family)), 2, "the workers have ended")
 
 
-def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_all_is_drained(slow: Callable[..., Served]) -> None:
-    """A terminal signals the whole process group; the broker alone decides when the workers go."""
-    served = slow()
-    with feedmill.connect(served.url, prefetch=4, timeout=3.0) as feed:
-        iteration = feed.batches()
-        next(iteration)
-        for pid in [*descendants(served.process.pid), served.process.pid]:
-            os.kill(pid, signal.SIGINT)
-        assert [next(iteration).index for _ in range(3)] == [1, 2, 3]
-        assert served.process.wait(5) == 0
-    assert "replacing" not in served.log
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_server_that_is_told_to_end_before_it_is_ready_does_so(data: Data, tmp_path: Path, number: int) -> None:
+    """A pipeline may take a minute to import, and an index an hour to make."""
+    (tmp_path / "late.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    args = command("serve", *data["slow"].shards, "--pipeline", "late.py:P", "--bind", "tcp://127.0.0.1:*")
+    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment(tmp_path), cwd=tmp_path) as process:
+        try:
+            wait_until((tmp_path / "begun").exists, 30, "the pipeline is being imported")
+            family = descendants(process.pid)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=5)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")
+    wait_until(lambda: not any(map(alive, family)), 2, "the fork server has ended")
 
 
 # Deaths of servers.
 
 
 def test_nothing_of_a_server_outlives_its_broker(slow: Callable[..., Served]) -> None:
-    """kill -9 of the broker, while it works, takes fork server and workers along."""
+    """A `kill -9` of the broker while it works takes fork server and workers along."""
     served = slow()
     family = descendants(served.process.pid)
     assert len(family) == 3
@@ -118,35 +123,27 @@ def test_nothing_of_a_server_outlives_its_broker(slow: Callable[..., Served]) ->
         wait_until(lambda: not any(map(alive, family)), 2, "fork server and workers have ended")
 
 
-def test_an_epoch_survives_the_deaths_of_a_worker_and_of_the_fork_server(
+def test_an_epoch_survives_the_deaths_of_its_workers_and_of_the_fork_server(
     slow: Callable[..., Served], reference: Reference
 ) -> None:
     """What they had in hand is done again, and is the same in every bit."""
     served = slow()
-    victims = [*served.workers()[:1], served.fork_server()]
+    victims: dict[int, Callable[[], list[int]]] = {
+        1: lambda: served.workers()[:1],
+        4: served.workers,
+        8: lambda: [served.fork_server()],
+    }
     with feedmill.connect(served.url, "slow", prefetch=2, timeout=TIMEOUT) as feed:
         batches = []
         for batch in feed.batches():
             batches.append(batch)
-            if victims and batch.index % 4 == 1:
-                os.kill(victims.pop(0), signal.SIGKILL)
-    assert not victims
+            if batch.index in victims:
+                for pid in victims[batch.index]():
+                    os.kill(pid, signal.SIGKILL)
     assert_same(batches, reference("slow"))
-    assert "signal 9; replacing it" in served.log
+    assert served.log.count("signal 9; replacing it") >= 2
     assert "starting another" in served.log
-    assert len(served.workers()) == 2
-
-
-def test_an_epoch_survives_the_death_of_every_worker_at_once(slow: Callable[..., Served], reference: Reference) -> None:
-    """The out-of-memory killer takes several."""
-    served = slow()
-    with feedmill.connect(served.url, "slow", prefetch=4, timeout=TIMEOUT) as feed:
-        iteration = feed.batches()
-        batches = [next(iteration)]
-        for pid in served.workers():
-            os.kill(pid, signal.SIGKILL)
-        batches.extend(iteration)
-    assert_same(batches, reference("slow"))
+    wait_until(lambda: len(served.workers()) == 2, 10, "there are two workers again")
 
 
 def test_an_epoch_survives_the_death_of_one_of_two_servers(
@@ -204,10 +201,8 @@ def test_an_epoch_survives_a_server_that_hangs_and_comes_to(
 
 def test_a_server_that_joins_is_used(fleet: Fleet, slow: Callable[..., Served]) -> None:
     """An endpoint may be named before its server runs."""
-    first = slow()
-    port = first.port
-    first.process.kill()
-    first.process.wait(5)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
     with feedmill.connect([fleet["two"], f"tcp://127.0.0.1:{port}"], "slow", seed=11, timeout=TIMEOUT) as feed:
         assert {batch.server for batch in feed.batches()} == {fleet["two"]}
         joined = slow("--bind", f"tcp://127.0.0.1:{port}")
@@ -359,10 +354,12 @@ def test_a_closed_feed_says_so(fleet: Fleet) -> None:
 
 
 def test_a_feed_that_nobody_holds_ends_its_thread(fleet: Fleet) -> None:
-    """The leak check of every test sees the thread; this one only forgets to close."""
+    """Forgetting to close is no leak."""
     feed = feedmill.connect(fleet["two"], "slow", timeout=TIMEOUT)
     next(feed.batches())
+    assert any(thread.name == "feedmill" for thread in threading.enumerate())
     del feed
+    wait_until(lambda: all(thread.name != "feedmill" for thread in threading.enumerate()), 3, "the thread has ended")
 
 
 # Trainers as processes of their own.
@@ -388,7 +385,7 @@ def trainer(folder: Path, source: str, *args: str) -> Iterator[tuple[subprocess.
 
 ENDLESS = """
 import sys, feedmill
-feed = feedmill.connect(sys.argv[1], "slow", timeout=60)
+feed = feedmill.connect(sys.argv[1], sys.argv[2], timeout=60)
 while True:
     for batch in feed.batches():
         print(batch.epoch, batch.index, flush=True)
@@ -396,13 +393,12 @@ while True:
 
 
 def test_a_trainer_that_is_killed_leaves_the_server_to_the_others(
-    tmp_path: Path, slow: Callable[..., Served], reference: Reference
+    tmp_path: Path, fleet: Fleet, reference: Reference
 ) -> None:
-    """kill -9 says no goodbye; the others do not notice."""
-    served = slow()
+    """A `kill -9` leaves no time for a goodbye; the others do not notice."""
     with (
-        feedmill.connect(served.url, "slow", timeout=TIMEOUT) as feed,
-        trainer(tmp_path, ENDLESS, served.url) as (victim, output),
+        feedmill.connect(fleet["two"], "slow", timeout=TIMEOUT) as feed,
+        trainer(tmp_path, ENDLESS, fleet["two"], "slow") as (victim, output),
     ):
         assert read_line(output, 30) == "0 0\n"
         iteration = feed.batches()
@@ -411,25 +407,24 @@ def test_a_trainer_that_is_killed_leaves_the_server_to_the_others(
         victim.wait(5)
         batches.extend(iteration)
     assert_same(batches, reference("slow"))
-    assert served.process.poll() is None
 
 
-@pytest.mark.parametrize("stopped", [False, True], ids=["busy", "waiting"])
+@pytest.mark.parametrize("waits", [False, True], ids=["busy", "waiting"])
 def test_ctrl_c_ends_a_trainer_promptly(
     tmp_path: Path,
-    slow: Callable[..., Served],
-    stopped: bool,  # noqa: FBT001 # a parameter of the test
+    fleet: Fleet,
+    waits: bool,  # noqa: FBT001 # a parameter of the test
 ) -> None:
     """KeyboardInterrupt, whether batches come or are waited for."""
-    served = slow()
-    with trainer(tmp_path, ENDLESS, served.url) as (process, output):
+
+    def answer(message: Message, payload: bytes) -> Sequence[Frames]:
+        return [] if isinstance(message, Get) and message.batch else honest(message, payload)
+
+    with (
+        FakeServer(answer) as fake,
+        trainer(tmp_path, ENDLESS, *((fake.url, "train") if waits else (fleet["two"], "slow"))) as (process, output),
+    ):
         assert read_line(output, 30) == "0 0\n"
-        if stopped:
-            served.signal(signal.SIGSTOP)
-            # Nothing comes any more once what was under way is through.
-            with pytest.raises(AssertionError, match="nothing was written for"):
-                while read_line(output, 1.0):
-                    pass
         begun = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=10)

@@ -77,15 +77,22 @@ def _image(jpeg: bytes, transform: Callable[[Image.Image], torch.Tensor], seed: 
 
 
 @pytest.mark.parametrize(
-    ("stream", "transform"),
-    [("pictures", _TRAIN), ("pictures-eval", _EVAL), ("imagenet", _TRAIN), ("imagenet-eval", _EVAL)],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ("stream", "transform", "seed", "epoch", "window"),
+    [
+        ("pictures-exact", _TRAIN, 0, 0, 16),
+        ("pictures-exact", _TRAIN, 2**63 - 1, 7, 2),
+        ("pictures", _TRAIN, 0, 3, 16),
+        ("pictures-eval", _EVAL, 1, 0, 1),
+        ("imagenet-exact", _TRAIN, 0, 0, 16),
+        ("imagenet-eval-exact", _EVAL, 0, 1, 16),
+        ("imagenet", _TRAIN, 2**40, 3, 2),
+        ("imagenet-eval", _EVAL, 0, 1, 16),
+    ],
 )
-@pytest.mark.parametrize(("seed", "epoch", "window"), [(0, 0, 16), (2**63 - 1, 7, 2)])
 def test_what_arrives_is_what_the_definition_says(
     data: Data, fleet: Fleet, stream: str, transform: transforms.Compose, seed: int, epoch: int, window: int
 ) -> None:
-    """Keys, labels and every bit of every pixel follow from seed, epoch and the shards."""
+    """Keys, labels and pixels follow from seed, epoch and shards: in every bit, or to 1 of 255 where they are fused."""
     dataset = data[stream]
     shards = _read(dataset.shards)
     order = _order([len(samples) for samples in shards], seed, epoch, window)
@@ -101,6 +108,11 @@ def test_what_arrives_is_what_the_definition_says(
             assert labels.tolist() == [label for _, _, label in samples]
             for (shard, index), (key, jpeg, _), image in zip(wanted, samples, images, strict=True):
                 expected = _image(jpeg, transform, _hash64(3, seed, epoch, shard, index))
-                assert torch.equal(image, expected), f"sample {key}"
+                if stream.endswith("-exact"):
+                    assert torch.equal(image, expected), f"sample {key}"
+                levels = ((image - expected) * torch.tensor(_NORMALIZE.std).view(3, 1, 1) * 255).abs()
+                # Where exact sums end in .5 in both passes of a resize, a pixel in a million comes out 2 apart.
+                assert levels.max() < 2.001, f"sample {key}"
+                assert (levels > 1.001).sum() <= 1, f"sample {key}"
         if not stream.startswith("imagenet"):
             assert number + 1 == len(dataset)

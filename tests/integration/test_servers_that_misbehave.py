@@ -1,9 +1,9 @@
 """What a client makes of servers that are not there, not what was asked for, or hostile: one clear error, soon."""
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -107,16 +107,16 @@ def test_servers_with_different_data_are_told_apart(fleet: Fleet) -> None:
     """Two servers of one stream must agree on it."""
 
     def answer(message: Message, payload: bytes) -> Sequence[Frames]:
-        changed = Hello(stream="slow") if isinstance(message, Hello) else message
-        if isinstance(changed, Hello):
-            from dataclasses import replace
-
+        if isinstance(message, Hello):
             return [frames(replace(WELCOME, stream="slow"), COUNTS.astype("<u4").tobytes())]
         return honest(message, payload)
 
-    with FakeServer(answer) as fake, pytest.raises(feedmill.StreamMismatch, match="must serve the same shards"):
+    def iterate() -> None:
         with feedmill.connect([fleet["two"], fake.url], stream="slow", timeout=TIMEOUT) as feed:
-            list(feed.batches())
+            list(feed)
+
+    with FakeServer(answer) as fake, pytest.raises(feedmill.StreamMismatch, match="must serve the same shards"):
+        iterate()
 
 
 def _version_two(message: Message, payload: bytes) -> Sequence[Frames]:
@@ -335,7 +335,7 @@ def test_prefetch_bounds_what_is_asked_for() -> None:
     """Batches that are held and those that are under way are never more than `prefetch`."""
     with FakeServer(honest) as fake, feedmill.connect(fake.url, prefetch=3, timeout=TIMEOUT) as feed:
         iteration = feed.batches()
-        for consumed in range(1, 4):
+        for consumed in range(1, 3):
             next(iteration)
             fake.wait_idle()
             assert len(fake.gets) <= consumed + 3
@@ -358,4 +358,3 @@ def test_an_epoch_that_is_left_is_cancelled() -> None:
         left = {(get.epoch, get.batch) for get in fake.gets if get.epoch == 0 and get.batch > 0}
         assert left
         assert left <= {(cancel.epoch, cancel.batch) for cancel in fake.cancels}
-    assert threading.active_count() >= 1

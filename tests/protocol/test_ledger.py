@@ -1,5 +1,6 @@
 """The ledger, in conversations: what servers say and when, and what the ledger asks, accepts and raises."""
 
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -15,7 +16,7 @@ from feedmill_protocol.errors import (
     ShardError,
     StreamMismatch,
 )
-from feedmill_protocol.ledger import ATTEMPTS, PING_EVERY, SILENCE, Ledger, Outgoing, State
+from feedmill_protocol.ledger import ATTEMPTS, PATIENCE, PING_EVERY, SILENCE, Ledger, Outgoing, State
 from feedmill_protocol.messages import (
     Batch,
     Bye,
@@ -482,14 +483,18 @@ def test_what_a_draining_server_hands_back_is_no_failure() -> None:
     assert ledger.open == 1
 
 
-def test_a_draining_server_that_falls_silent_loses_its_batches() -> None:
-    """One that hangs while it shuts down must not hold the epoch up."""
+def test_what_a_draining_server_owes_is_asked_elsewhere_when_it_falls_silent() -> None:
+    """One that hangs while it shuts down must not hold the epoch up. If it speaks, it is still shutting down."""
     ledger = ready("a", "b")
     want(ledger, 0)
     only_get(ledger, "a")
     ledger.received("a", Drain(), 0.0)
     chatter(ledger, "b", until=SILENCE)
     assert only_get(ledger, "b").batch == 0
+    assert ledger.describe()["a"] == "silent"
+    ledger.received("a", Pong(progress=0, queue=0), SILENCE)
+    want(ledger, 1, now=SILENCE)
+    assert only_get(ledger, "b").batch == 1
     assert ledger.describe()["a"] == "shutting down"
 
 
@@ -570,8 +575,9 @@ def test_a_late_failure_is_dropped(retryable: bool) -> None:  # noqa: FBT001 - p
     ledger = ready("a", "b")
     want(ledger, 0)
     first = only_get(ledger, "a")
-    chatter(ledger, "b", until=SILENCE)
+    ledger.connected("a", 0.0)
     second = only_get(ledger, "b")
+    ledger.received("a", welcome(), 0.0)
     ledger.received("a", fail_for(first, retryable=retryable), SILENCE)
     ledger.disconnected("b")
     third = only_get(ledger, "a")
@@ -606,6 +612,26 @@ def test_forgetting_what_nobody_was_asked_for_says_nothing() -> None:
     ledger.connected("a", 0.0)
     ledger.received("a", welcome(), 0.0)
     assert sent(ledger) == [Hello(stream="train")]
+
+
+# Leaving.
+
+
+def test_leaving_asks_nothing_of_anybody() -> None:
+    """Every server that is there hears BYE, once; what comes after that changes nothing."""
+    ledger = ready("a", "b", "c")
+    want(ledger, *range(limits.OUTSTANDING * 3 + 1))
+    ledger.disconnected("c")
+    asked = gets(ledger)["a"][0]
+    ledger.leave()
+    assert list(ledger.outbox) == [Outgoing("a", Bye()), Outgoing("b", Bye())]
+    ledger.outbox.clear()
+    assert ledger.open == 0
+    assert not ledger.received("a", batch_for(asked), 0.1)
+    ledger.disconnected("b")
+    ledger.remove("a")
+    ledger.tick(100.0)
+    assert not ledger.outbox
 
 
 # Skipping.
@@ -805,7 +831,7 @@ def test_nobody_making_progress_ends_the_feed_exactly_at_the_deadline() -> None:
         ledger.tick(now)
     with pytest.raises(ServerUnavailable) as caught:
         ledger.tick(35.0)
-    assert caught.value.servers == {"a": "ready", "b": "no connection"}
+    assert caught.value.servers == {"a": "answers, but makes no progress", "b": "no connection"}
     assert caught.value.timeout == TIMEOUT
 
 
@@ -845,16 +871,197 @@ def test_a_batch_that_comes_holds_the_deadline_off() -> None:
         ledger.tick(59.0)
 
 
-def test_a_welcome_holds_the_deadline_off() -> None:
-    """A server that has just come back is given the time to make something."""
-    ledger = ready("a")
-    want(ledger, 0)
-    ledger.disconnected("a")
+def test_the_first_welcome_holds_the_deadline_off_and_no_other() -> None:
+    """The first is what the user waited for. A server that comes back again and again has done nothing yet."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    ledger.add("a")
     ledger.connected("a", 28.0)
-    ledger.received("a", welcome(counts=False), 29.0)
+    ledger.received("a", welcome(), 29.0)
+    want(ledger, 0, now=29.0)
+    ledger.disconnected("a")
+    ledger.connected("a", 57.0)
+    ledger.received("a", welcome(counts=False), 58.0)
     ledger.tick(58.9)
     with pytest.raises(ServerUnavailable):
         ledger.tick(59.0)
+
+
+@pytest.mark.parametrize("how", ["crash", "reject"])
+def test_a_server_that_loops_ends_in_an_error(how: str) -> None:
+    """Each time it is greeted, asked, and heard to have done something, but never for us."""
+    ledger = ready("a")
+    want(ledger, 0)
+    for second in range(1, int(TIMEOUT) + 1):
+        ledger.tick(second - 0.5)
+        if how == "crash":
+            ledger.disconnected("a")
+            ledger.connected("a", second)
+        else:
+            ledger.received("a", Reject(code="limit", reason=""), second)
+        ledger.received("a", welcome(counts=False), second)
+        assert ledger.describe() == {"a": "ready"}
+        ledger.received("a", Pong(progress=second, queue=0), second)
+    with pytest.raises(ServerUnavailable):
+        ledger.tick(TIMEOUT)
+
+
+def test_a_late_batch_is_no_progress() -> None:
+    """Nobody is served by a duplicate."""
+    ledger = ready("a")
+    want(ledger, 0, 1)
+    first, _ = gets(ledger)["a"]
+    ledger.received("a", batch_for(first), 1.0)
+    ledger.received("a", batch_for(first), 29.0)
+    with pytest.raises(ServerUnavailable):
+        ledger.tick(31.0)
+
+
+# Servers that answer and get nowhere.
+
+
+STUCK_AFTER = PATIENCE * TIMEOUT
+
+
+def stuck_a() -> tuple[Ledger, Get, Get]:
+    """Return a ledger where a is stuck with batch 0, and b was asked for it, and what the two were asked."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    first = only_get(ledger, "a")
+    chatter(ledger, "a", "b", until=STUCK_AFTER)
+    assert gets(ledger) == {}
+    chatter(ledger, "a", "b", start=STUCK_AFTER, until=STUCK_AFTER + PING_EVERY)
+    assert ledger.describe() == {"a": "answers, but makes no progress", "b": "ready"}
+    return ledger, first, only_get(ledger, "b")
+
+
+def test_what_a_stuck_server_owes_is_asked_elsewhere() -> None:
+    """It gets nothing new; the first reply wins, and it stays stuck though nothing is left that it owes."""
+    ledger, _, second = stuck_a()
+    want(ledger, 1, now=8.0)
+    assert only_get(ledger, "b").batch == 1
+    assert ledger.received("b", batch_for(second), 8.0)
+    assert sent(ledger, "a") == [Cancel(epoch=0, batch=0)]
+    want(ledger, 2, 3, now=8.0)
+    assert [g.batch for g in gets(ledger)["b"]] == [2, 3]
+
+
+def test_a_stuck_server_whose_count_moves_is_ready() -> None:
+    """It is asked again, and what it owes is covered by both."""
+    ledger, _, _ = stuck_a()
+    ledger.received("a", Pong(progress=1, queue=0), 8.0)
+    assert ledger.describe()["a"] == "ready"
+    want(ledger, 1, 2, now=8.0)
+    assert {s: len(asked) for s, asked in gets(ledger).items()} == {"a": 1, "b": 1}
+
+
+def test_a_stuck_server_whose_batch_comes_is_ready() -> None:
+    """And the other one is told to stop."""
+    ledger, first, _ = stuck_a()
+    assert ledger.received("a", batch_for(first), 8.0)
+    assert list(ledger.outbox) == [Outgoing("b", Cancel(epoch=0, batch=0))]
+    assert ledger.describe()["a"] == "ready"
+
+
+def test_a_stuck_server_that_falls_silent_and_speaks_is_still_stuck() -> None:
+    """Speaking is no progress."""
+    ledger, _, _ = stuck_a()
+    chatter(ledger, "b", start=8.0, until=8.0 + SILENCE)
+    assert ledger.describe()["a"] == "silent"
+    chatter(ledger, "a", "b", start=8.0 + SILENCE, until=9.0 + SILENCE)
+    assert ledger.describe()["a"] == "answers, but makes no progress"
+    assert gets(ledger) == {}
+
+
+def test_a_stuck_server_that_owes_nothing_is_tried_when_no_other_is_ready() -> None:
+    """Its count cannot move while nobody asks it for anything."""
+    ledger, _, second = stuck_a()
+    ledger.received("b", batch_for(second), 8.0)
+    ledger.disconnected("b")
+    want(ledger, 1, now=8.0)
+    assert gets(ledger) == {}
+    chatter(ledger, "a", start=8.0, until=8.5)
+    assert only_get(ledger, "a").batch == 1
+
+
+def test_a_server_owes_nothing_between_requests() -> None:
+    """However long it was not asked."""
+    ledger = ready("a")
+    chatter(ledger, "a", until=100.0)
+    want(ledger, 0, now=100.0)
+    chatter(ledger, "a", start=100.0, until=100.0 + STUCK_AFTER)
+    assert ledger.describe() == {"a": "ready"}
+
+
+def test_a_short_timeout_makes_no_server_stuck_at_once() -> None:
+    """Two SILENCEs are left to the slowest part."""
+    ledger = ready("a", timeout=6.0)
+    want(ledger, 0)
+    chatter(ledger, "a", until=2 * SILENCE)
+    assert ledger.describe() == {"a": "ready"}
+    chatter(ledger, "a", start=2 * SILENCE, until=2 * SILENCE + PING_EVERY)
+    assert ledger.describe() == {"a": "answers, but makes no progress"}
+
+
+# Slow links.
+
+
+class SlowLink:
+    """A server that makes batches at once, behind a link that needs long for each. A PONG waits its turn."""
+
+    def __init__(self, ledger: Ledger, name: str, seconds: float) -> None:
+        self.ledger, self.name, self.seconds = ledger, name, seconds
+        self.queue: list[Message] = []
+        self.free_at = 0.0
+
+    def take(self, message: Message, now: float) -> None:
+        match message:
+            case Get():
+                self.queue.append(message)
+            case Ping():
+                self.queue.append(Pong(progress=0, queue=0))
+            case Cancel():  # too late for what is under way
+                self.queue[1:] = [m for m in self.queue[1:] if not isinstance(m, Get) or m.batch != message.batch]
+        if len(self.queue) == 1:
+            self.free_at = now + self.cost()
+
+    def cost(self) -> float:
+        return self.seconds if isinstance(self.queue[0], Get) else 0.0
+
+    def deliver(self, now: float) -> int:
+        came = 0
+        while self.queue and self.free_at <= now:
+            message = self.queue.pop(0)
+            said = batch_for(message) if isinstance(message, Get) else message
+            came += self.ledger.received(self.name, said, now)
+            if self.queue:
+                self.free_at = now + self.cost()
+        return came
+
+
+@pytest.mark.parametrize(("servers", "most"), [("a", 1), ("abcd", 2)])
+@pytest.mark.parametrize("seconds", [0.5, 2.2, 3.0, 7.0])
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_a_slow_link_is_used_and_not_asked_in_vain(servers: str, most: int, seconds: float, window: int) -> None:
+    """Every batch comes. One server is asked once for each; of several alike at most two are, and none twice."""
+    ledger = ready(*servers)
+    links = {name: SlowLink(ledger, name, seconds) for name in servers}
+    asked: dict[int, list[str]] = {}
+    now, wanted, came = 0.0, 0, 0
+    while came < 40:
+        while ledger.open < window * len(servers):
+            want(ledger, wanted, now=now)
+            wanted += 1
+        for server, message, _ in list(ledger.outbox):
+            if isinstance(message, Get):
+                asked.setdefault(message.batch, []).append(server)
+            links[server].take(message, now)
+        ledger.outbox.clear()
+        busy = [link.free_at for link in links.values() if link.queue]
+        now = min([ledger.wake_at(now), *busy])
+        came += sum(link.deliver(now) for link in links.values())
+        ledger.tick(now)
+    assert max(map(len, asked.values())) <= most
+    assert all(len(set(names)) == len(names) for names in asked.values())
 
 
 def test_only_what_brings_something_new_has_a_payload_that_is_wanted() -> None:
@@ -893,6 +1100,17 @@ def test_the_next_tick_is_due_when_there_is_something_to_do() -> None:
     assert ledger.wake_at(0.1) == 0.1 + PING_EVERY
     want(ledger, 0, now=1.0)
     assert ledger.wake_at(1.0) == 1.0 + TIMEOUT
+
+
+def test_silence_is_found_when_it_is_long_enough() -> None:
+    """Not with the next ping, half a second later; and what has been found wakes nobody again."""
+    ledger = ready("a")
+    for now in (0.1, 0.6, 1.1, 1.6):
+        ledger.tick(now)
+    assert ledger.wake_at(1.6) == SILENCE
+    ledger.tick(SILENCE)
+    assert ledger.describe() == {"a": "silent"}
+    assert ledger.wake_at(SILENCE) == 1.6 + PING_EVERY
 
 
 def test_ticking_when_it_is_due_gets_something_done() -> None:
@@ -935,13 +1153,15 @@ class Walk:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.now = 0.0
-        self.ledger = Ledger("train", timeout=inf, now=0.0)
+        self.ledger = Ledger("train", timeout=8 * SILENCE, now=0.0)  # stuck after two
         self.connections: set[str] = set()
         self.known: set[str] = set()
         self.asked: list[tuple[str, Get]] = []
         self.attempts: set[int] = set()
         self.wanted: set[int] = set()
         self.accepted = 0
+        self.open: set[tuple[str, int]] = set()
+        self.seen: set[str] = set()
         self.failures: dict[int, int] = {}
 
     def step(self) -> None:
@@ -1002,9 +1222,12 @@ class Walk:
 
     def speak(self) -> None:
         server = self.random.choice(self.servers)
-        messages: list[Message] = [Drain(), Reject(code="limit", reason=""), Pong(progress=1, queue=0), welcome()]
+        messages: list[Message] = [Drain(), Reject(code="limit", reason=""), welcome()]
+        messages += [Pong(progress=self.random.randint(0, 1), queue=0)] * 3
         message = self.random.choice(messages)
         if server in self.known:
+            if isinstance(message, Reject):
+                self.open = {(s, number) for s, number in self.open if s != server}
             self.ledger.received(server, message, self.now)
 
     def reply(self) -> None:
@@ -1022,16 +1245,18 @@ class Walk:
         server, asked = self.random.choice(self.asked or [("", get(0))])
         if server not in self.known:
             return
-        draining = self.ledger.describe()[server] == State.DRAINING.value
-        if self.open_with().get(asked.batch, {}).get(server) == asked.attempt and not draining:
-            if self.failures[asked.batch] == ATTEMPTS - 1:
-                return  # once more ends the feed
-            self.failures[asked.batch] += 1
+        if self.open_with().get(asked.batch, {}).get(server) == asked.attempt:
+            if not self.ledger._servers[server].draining:
+                if self.failures[asked.batch] == ATTEMPTS - 1:
+                    return  # once more ends the feed
+                self.failures[asked.batch] += 1
+            self.open.remove((server, asked.batch))
         self.ledger.received(server, fail_for(asked), self.now)
 
     def tick(self) -> None:
         self.now += self.random.choice([0.1, PING_EVERY, SILENCE])
-        self.ledger.tick(self.now)
+        with suppress(ServerUnavailable):  # when that is due is no matter of this test
+            self.ledger.tick(self.now)
 
     # What must hold.
 
@@ -1042,25 +1267,35 @@ class Walk:
         """Take what the ledger sends. Nothing may go where there is no connection, no request to who is not ready."""
         for server, message, payload in self.ledger.outbox:
             assert server in self.connections or isinstance(message, Bye)
+            if isinstance(message, Hello):
+                self.open = {(s, number) for s, number in self.open if s != server}
+            if isinstance(message, Cancel):
+                self.open.discard((server, message.batch))
             if isinstance(message, Get):
                 assert self.ledger.describe()[server] == State.READY.value
                 assert message.attempt not in self.attempts
+                assert (server, message.batch) not in self.open  # never of one that it is open with
                 assert replace(message, attempt=0) == get(message.batch)
                 assert payload == b"spans %d" % message.batch
                 self.attempts.add(message.attempt)
                 self.asked.append((server, message))
+                self.open.add((server, message.batch))
         self.ledger.outbox.clear()
 
     def check(self) -> None:
         open_with = self.open_with()
         assert open_with.keys() == self.wanted
         assert self.ledger.open == len(self.wanted)
-        if State.READY.value in self.ledger.describe().values():
-            assert all(open_with.values())
-        waiting = {key[1] for _, key in self.ledger._waiting}
-        assert all(servers or number in waiting for number, servers in open_with.items())
+        states = self.ledger.describe()
+        self.seen.update(states.values())
+        good = {State.READY.value, State.DRAINING.value}
+        covered = {number for number, servers in open_with.items() if any(states[s] in good for s in servers)}
+        if State.READY.value in states.values():
+            assert covered == self.wanted
+        assert covered | {key[1] for key in self.ledger._waiting} == self.wanted
         by_server = {(s, key[1]) for s, known in self.ledger._servers.items() for key in known.asked}
         assert by_server == {(s, number) for number, servers in open_with.items() for s in servers}
+        self.open = by_server
 
     def settle(self) -> None:
         """One server that answers is enough: everything wanted comes, once."""
@@ -1088,3 +1323,14 @@ def test_under_any_interleaving_each_batch_comes_once(seed: int) -> None:
         walk.step()
     assert walk.accepted > 3
     walk.settle()
+
+
+def test_the_walk_gets_everywhere() -> None:
+    """There is no state that it never sees."""
+    seen: set[str] = set()
+    for seed in range(20):
+        walk = Walk(seed)
+        for _ in range(150):
+            walk.step()
+        seen |= walk.seen
+    assert seen == {state.value for state in State}

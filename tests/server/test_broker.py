@@ -658,6 +658,25 @@ def test_a_failed_batch_may_be_asked_for_again(scene: Scene) -> None:
     assert scene.types() == [(ANN, "FAIL"), (ANN, "BATCH")]
 
 
+def test_what_is_queued_takes_no_memory_for_its_samples(scene: Scene) -> None:
+    """A request names ten thousands of samples in 12 bytes; only what is being built is spelled out."""
+    scene.get(ANN, 0, samples=400)
+    scene.get(ANN, 1, samples=399)
+    begun = scene.part().build
+    (queued,) = scene.broker._clients[ANN].queue
+    assert (begun.samples.shape, queued.rows) == ((400, 2), 399)
+    assert not hasattr(queued, "samples")
+
+
+def test_clients_share_the_bytes_of_the_counts(scene: Scene) -> None:
+    """Many clients that come at once are sent the same memory."""
+    for client in (ANN, BOB):
+        scene.say(client, Hello(stream="train"))
+    first, second = scene.broker.replies
+    assert first.trailer is second.trailer
+    assert first.trailer == COUNTS.astype("<u4").tobytes()
+
+
 def test_bad_samples_are_left_out_when_that_is_wanted(scene: Scene) -> None:
     """The batch is compacted; what is missing is told in the order of the batch, whoever reported it first."""
     scene.get(ANN, 0, samples=40, on_error="skip")

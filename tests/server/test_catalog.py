@@ -31,8 +31,9 @@ def test_a_catalog_counts_samples_and_extensions(tmp_path: Path, monkeypatch: py
     assert built.counts.dtype == np.dtype(np.uint32)
     assert built.extensions == {"jpg": 15, "cls": 6}
     assert done == [(i, 5) for i in range(1, 6)]
+    contents = b"".join(ShardStore(paths).index(i).digest() for i in range(5))
     lines = "".join(f"{i}.tar\0{i + 1}\0{path.stat().st_size}\n" for i, path in enumerate(paths))
-    assert built.digest == hashlib.sha256(lines.encode()).hexdigest()[:32]
+    assert built.digest == hashlib.sha256(hashlib.sha256(contents).digest() + lines.encode()).hexdigest()[:32]
 
 
 def test_equal_shards_have_equal_digests_wherever_they_lie(tmp_path: Path) -> None:
@@ -43,6 +44,25 @@ def test_equal_shards_have_equal_digests_wherever_they_lie(tmp_path: Path) -> No
     assert digest == Catalog.build(ShardStore(here)).digest == Catalog.build(ShardStore(there)).digest
     assert digest != Catalog.build(ShardStore(here[::-1])).digest
     assert digest != Catalog.build(ShardStore([here[0], shard(tmp_path / "c", 1, 4)])).digest
+
+
+def test_another_layout_is_another_digest(tmp_path: Path) -> None:
+    """Shards of the same name, size and count may have other samples, or the same in another order."""
+    orders: list[list[tuple[str, dict[str, bytes]]]] = [
+        [("a", {"jpg": b"1"}), ("b", {"jpg": b"2"})],
+        [("b", {"jpg": b"2"}), ("a", {"jpg": b"1"})],
+        [("a", {"jpg": b"1"}), ("c", {"jpg": b"2"})],
+        [("a", {"jpg": b"1"}), ("b", {"png": b"2"})],
+        [("a", {"jpg": b"1"}), ("b", {"jpg": b"22"})],
+    ]
+    digests = set()
+    for i, order in enumerate(orders):
+        (folder := tmp_path / str(i)).mkdir()
+        path = write_tar(folder / "0.tar", order)
+        digests.add(fresh := Catalog.build(ShardStore([path])).digest)
+        assert Catalog.build(ShardStore([path])).digest == fresh  # of the stored index
+        assert path.stat().st_size == (tmp_path / "0" / "0.tar").stat().st_size
+    assert len(digests) == len(orders)
 
 
 def test_a_damaged_shard_is_an_error(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from feedmill_server import channel as channel_module
-from feedmill_server.channel import Channel, ChannelClosed
+from feedmill_server.channel import Channel, ChannelClosed, ChannelFull
 
 
 @pytest.fixture
@@ -88,6 +89,42 @@ def test_the_end_that_is_given_away_is_a_plain_socket() -> None:
         assert os.fstat(ours.fileno()).st_mode == os.fstat(theirs.fileno()).st_mode
         assert not os.get_inheritable(ours.fileno())
         ours.close()
+
+
+@pytest.mark.parametrize("fds", [[], [0]])
+def test_whoever_must_not_wait_learns_that_nothing_fits(ends: tuple[Channel, Channel], fds: list[int]) -> None:
+    """What was sent until then arrives, and then there is room again."""
+    here, there = ends
+    sent = 0
+    with suppress(ChannelFull):
+        while sent < 10_000:
+            here.send("drop", sent, b"x" * 10_000, fds=fds, wait=False)
+            sent += 1
+    assert 0 < sent < 100
+    for number in range(sent):
+        message, received = there.receive(0)
+        assert message[:2] == ["drop", number]
+        for fd in received:
+            os.close(fd)
+    here.send("drop", wait=False)
+    assert there.receive(0) == (["drop"], [])
+
+
+def test_the_other_end_is_told_of_the_end(ends: tuple[Channel, Channel]) -> None:
+    """It still gets what was sent before, and can send no more; what it has sent can still be received."""
+    here, there = ends
+    here.send("last words")
+    there.send("done")
+    here.end()
+    here.end()
+    assert there.receive(0) == (["last words"], [])
+    with pytest.raises(ChannelClosed):
+        there.send("done again")
+    with pytest.raises(ChannelClosed):
+        there.receive(0)
+    assert here.receive(0) == (["done"], [])
+    with pytest.raises(ChannelClosed):
+        here.receive(0)
 
 
 def test_a_message_is_whole_or_refused(ends: tuple[Channel, Channel]) -> None:

@@ -106,6 +106,18 @@ def test_an_index_survives_its_bytes(samples: dict[str, list[str]]) -> None:
     assert {again.key(i): list(again.members(i)) for i in range(len(again))} == samples
 
 
+def test_a_key_that_is_too_long_to_be_sent_is_refused() -> None:
+    """The bound is on bytes of UTF-8, and such that a batch of the longest keys can be sent."""
+    longest = "ä" * 511 + "k"
+    index = build(f"{longest}.jpg")
+    assert index.key(0) == longest
+    assert len(index.keys) * limits.BATCH_SAMPLES <= limits.KEYS_BYTES
+    with pytest.raises(
+        ShardError, match=r"the key of sample ä+\.\.\.ä+ has 1,024 bytes, of at most 1,023; make the shard"
+    ):
+        build(f"{'ä' * 512}.jpg")
+
+
 def test_any_changed_byte_is_noticed() -> None:
     """A packed index with one byte changed, or cut anywhere, raises ValueError."""
     data = build("a.jpg", "a.cls", "b.jpg").to_bytes()
@@ -135,6 +147,7 @@ def test_any_changed_byte_is_noticed() -> None:
         {"kinds": np.array([0, -1, 0], np.int32).tobytes()},
         {"keys": b"a\0"},
         {"keys": b"a\0b"},
+        {"keys": b"a\0" + b"b" * 1024 + b"\0"},
         {"keys": b"a\0\xff\0"},
         {"extensions": ["jpg", 1]},
     ],

@@ -99,10 +99,9 @@ def test_reads_beyond_a_shard_are_errors(path: Path, offset: int, size: int) -> 
         store.open(0).read(offset, size)
 
 
-def test_only_some_shards_stay_open(data: Path, users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_some_shards_stay_open(data: Path, users: Path) -> None:
     """The shard that was opened longest ago is closed."""
-    monkeypatch.setattr(shards, "OPEN_SHARDS", 2)
-    with ShardStore([write_tar(data / f"{i}.tar", SAMPLES) for i in range(3)]) as store:
+    with ShardStore([write_tar(data / f"{i}.tar", SAMPLES) for i in range(3)], open_shards=2) as store:
         opened = [store.open(i) for i in (0, 1, 0, 2)]
         assert [shard.closed for shard in opened] == [False, True, False, False]
 

@@ -1,3 +1,4 @@
+import errno
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -165,6 +166,28 @@ def test_a_pool_never_has_more_slots_than_descriptors_allow(
     assert take(slots, 10 * PAGE).capacity == 10 * PAGE
     assert slots.retired == [first.number]
     assert slots.take(PAGE) is None
+
+
+def test_a_system_without_descriptors_is_asked_again_later(
+    pool: Callable[[int], SlotPool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is no slot as long as there is none to be had, and one line in the log; what lies idle is given back."""
+    slots = pool(100 * PAGE)
+    idle = take(slots, PAGE)
+    slots.give(idle)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "memfd_create", refuse)
+        assert [slots.take(10 * PAGE) for _ in range(3)] == [None] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        f"no memory file of {10 * PAGE} bytes to be had (Too many open files); trying again"
+    ]
+    assert (slots.retired, slots.slots, slots.bytes) == ([idle.number], 0, 0)
+    assert take(slots, 10 * PAGE).capacity == slots.bytes == 10 * PAGE
+    assert slots.slots == 1
 
 
 SHAPES = st.lists(st.integers(0, 3), max_size=2).map(tuple)

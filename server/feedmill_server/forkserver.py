@@ -13,6 +13,7 @@ often as it likes. It is told of every worker that ``exited``.
 import ctypes
 import gc
 import os
+import platform
 import select
 import signal
 import socket
@@ -90,9 +91,14 @@ def _open(store: dict[str, Any]) -> ShardStore:
 
 
 def _versions() -> str:
-    """Name what pixels depend on: libraries, this package, and Python for the streams of `random`."""
+    """Name what pixels depend on: libraries, this package, Python for the streams of `random`, and torch's kernels.
+
+    Those for AVX2 and AVX-512 resize alike, to the bit; those without either do not.
+    """
     parts = {"torch": torch, "torchvision": torchvision, "pillow": PIL, "numpy": np}
     ours = {"feedmill": version("feedmill"), "python": "{}.{}".format(*sys.version_info)}
+    kernels = torch.backends.cpu.get_cpu_capability()
+    ours["cpu"] = f"{platform.machine()} {'AVX2' if kernels == 'AVX512' else kernels}"
     return ", ".join(f"{name} {v}" for name, v in ({n: m.__version__ for n, m in parts.items()} | ours).items())
 
 

@@ -173,7 +173,7 @@ def test_the_log_says_what_is_fused(serve: Serve, data: Data) -> None:
 
 def test_exact_is_an_option_and_part_of_the_fingerprint(data: Data, tmp_path: Path) -> None:
     """A client cannot mix servers of both kinds."""
-    args = (*data["pictures"].shards, "--preset", "imagenet-train")
+    args: tuple[str | Path, ...] = (*data["pictures"].shards, "--preset", "imagenet-train")
     fused, exact = check(tmp_path, *args).stdout, check(tmp_path, *args, "--exact").stdout
     assert f"transforms  = ppm;png;jpg;jpeg: {STEPS} (turbo)" in fused.splitlines()
     assert "transforms  = ppm;png;jpg;jpeg: as written" in exact.splitlines()
@@ -184,7 +184,7 @@ def test_exact_is_an_option_and_part_of_the_fingerprint(data: Data, tmp_path: Pa
 
 def test_torchs_kernels_are_part_of_the_fingerprint(data: Data, tmp_path: Path) -> None:
     """A processor without AVX2 rounds differently; AVX-512 is no other one than AVX2."""
-    args = (*data["pictures"].shards, "--preset", "imagenet-eval")
+    args: tuple[str | Path, ...] = (*data["pictures"].shards, "--preset", "imagenet-eval")
     avx512, avx2, none = (
         fingerprint(check(tmp_path, *args, ATEN_CPU_CAPABILITY=kernels).stdout)
         for kernels in ("avx512", "avx2", "default")
@@ -197,7 +197,15 @@ def test_every_back_end_gives_the_same_pictures(serve: Serve, data: Data, refere
     """To the bit; and yet it is part of the fingerprint, since damaged files may tell them apart."""
     fingerprints = set()
     for name in BACKENDS:
-        args = (*data["pictures"].shards, "--preset", "imagenet-train", "--batch-size", "16", "--jpeg", name)
+        args: tuple[str | Path, ...] = (
+            *data["pictures"].shards,
+            "--preset",
+            "imagenet-train",
+            "--batch-size",
+            "16",
+            "--jpeg",
+            name,
+        )
         served = serve(*args, "--workers", "2")
         assert_same(epoch(served.url), reference("pictures"))
         fingerprints.add(fingerprint(check(tmp_path, *args).stdout))

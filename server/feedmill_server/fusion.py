@@ -50,10 +50,10 @@ _BICUBIC: Final = (InterpolationMode.BICUBIC, "bicubic")
 _RISK: Final = 1e-5
 """From which risk on Pillow does its own work: the share of pixels that torch rounds differently in both of two passes.
 
-Both libraries round after each pass. Where an exact sum ends in .5 (from sizes whose ratio is a simple fraction it
-often does), each goes by the error of its own fixed-point weights. Once, that makes a pixel 1 apart; in both passes, 2.
-This is so for 1 of 385 random crops of photographs; with this limit for 1 of 5,500, and 1 of 12 is left to Pillow,
-which takes five times as long.
+Both libraries round after each pass. Where an exact sum ends in .5 (which it often does from sizes whose ratio is a
+simple fraction), each goes by the error of its own fixed-point weights. Once, that makes a pixel 1 apart; in both
+passes, 2. This is so for 1 of 385 random crops of photographs; with this limit for 1 of 5,500, and 1 of 12 is left to
+Pillow, which takes five times as long.
 """
 
 _JPEG: Final = b"\xff\xd8\xff"
@@ -156,14 +156,14 @@ def fuse(transform: Any) -> Fused | None:
     if finishing is None and not (rest and run):
         return None  # nothing to gain; or a Pillow image at the end, of which the pipeline should complain
     if finishing is None:
-        description = f"{_names(fused)}; then as written: {_names(rest)}"
-    else:
-        description = " + ".join(filter(None, (_names(fused), "the client finishes" if finishing.scale else "")))
-    return Fused(crop, tuple(run), finishing, expects, tuple(rest), description)
+        description = f"{' + '.join(_names(fused))}; then as written: {' + '.join(_names(rest))}"
+        return Fused(crop, tuple(run), None, expects, tuple(rest), description)
+    description = " + ".join(_names(fused) + ["the client finishes"] * bool(finishing.scale))
+    return Fused(crop, tuple(run), finishing, expects, (), description)
 
 
-def _names(steps: Iterable[Any]) -> str:
-    return " + ".join(type(step).__name__ for step in steps)
+def _names(steps: Iterable[Any]) -> list[str]:
+    return [type(step).__name__ for step in steps]
 
 
 def _flatten(transform: Any) -> list[Any]:
@@ -175,7 +175,7 @@ def _flatten(transform: Any) -> list[Any]:
 
 
 def _lower(step: Any, *, image: bool) -> Step | None:
-    """Return what does to a uint8 tensor what this step does to a Pillow image, or to a tensor; or None."""
+    """Return what does to a uint8 tensor what this step does to a Pillow image (or to a tensor); or None."""
     if type(step) in _RESIZES:
         return _resizing(step, image=image)
     if type(step) in _RANDOM_CROPS:

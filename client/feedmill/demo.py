@@ -138,10 +138,10 @@ class _Screen:
 
 def _pictures(screen: _Screen) -> list[Path]:
     """Return the shards of the demo, drawn now or by an earlier demo of this version."""
+    from feedmill_server.cache import user_cache  # noqa: PLC0415 (beside the next)
     from feedmill_server.pictures import CLASSES, write_shards  # noqa: PLC0415 (needs Pillow)
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "feedmill" / f"demo-{__version__}"
+    directory = user_cache() / f"demo-{__version__}"
     paths = [directory / f"pictures-{shard:06d}.tar" for shard in range(_SHARDS)]
     count = _SHARDS * _SHARD_SAMPLES
     if not all(path.is_file() for path in paths):

@@ -6,38 +6,22 @@ puts them back together, in place if it has a place. Decoding raises ProtocolErr
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from typing import Any, Final
+from dataclasses import MISSING, fields
+from typing import Any, Final, get_args
 
 import msgpack
 
-from . import limits, messages
+from . import limits
 from .errors import ProtocolError, VersionMismatch
 from .messages import Message
 from .schema import Check, checks
 
 __all__ = ["cut", "decode", "encode", "join"]
 
-_TYPES: Final[dict[str, type[Any]]] = {
-    cls.type: cls
-    for cls in (
-        messages.Hello,
-        messages.Get,
-        messages.Cancel,
-        messages.Ping,
-        messages.Bye,
-        messages.Welcome,
-        messages.Batch,
-        messages.Fail,
-        messages.Pong,
-        messages.Drain,
-        messages.Reject,
-    )
-}
+_TYPES: Final[dict[str, type[Any]]] = {cls.type: cls for cls in get_args(Message)}
 _CHECKS: Final[dict[str, dict[str, Check]]] = {name: checks(cls) for name, cls in _TYPES.items()}
 _REQUIRED: Final[dict[str, frozenset[str]]] = {
-    name: frozenset(f.name for f in fields(cls) if f.default is f.default_factory)  # both MISSING
-    for name, cls in _TYPES.items()
+    name: frozenset(f.name for f in fields(cls) if f.default is MISSING) for name, cls in _TYPES.items()
 }
 
 

@@ -218,7 +218,7 @@ class Broker(Generic[M]):
         if build is None:
             return
         del build.waiters[client, *key]
-        if build.waiters or build.done:
+        if build.waiters:
             if build in known.queue:  # somebody else still wants it
                 known.queue.remove(build)
                 self._clients[next(iter(build.waiters))[0]].queue.append(build)

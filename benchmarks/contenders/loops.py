@@ -67,10 +67,13 @@ def _pipeline(given: contest.Entry) -> Callable[[int], object]:
     mill, _, names = samples(given.shards)
     side = contest.SIDE
     batch = torch.empty((given.batch, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    label = torch.empty((), dtype=torch.int64)
 
     def make(number: int) -> None:
-        picture, _label = mill.sample(*names[number % len(names)])
-        batch[number % given.batch].copy_(picture)
+        row = batch[number % given.batch]
+        picture, _label = mill.sample(*names[number % len(names)], [row, label])
+        if picture is not row:
+            row.copy_(picture)
 
     return make
 

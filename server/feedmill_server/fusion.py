@@ -10,7 +10,6 @@ expects.
 The rule of this file: what is not recognised exactly (a subclass, an odd argument) is not fused.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -30,6 +29,7 @@ from .jpeg import Backend, Pillow, Refused, Region
 __all__ = ["Finishing", "Fused", "fuse"]
 
 Step = Callable[[Any], Any]
+Resize = Callable[..., torch.Tensor]  # of pixels [3, H, W], and a row in which the result may be made
 
 _CROPS: Final = (v1.RandomResizedCrop, v2.RandomResizedCrop)
 _RESIZES: Final = (v1.Resize, v2.Resize)
@@ -48,13 +48,16 @@ _BICUBIC: Final = (InterpolationMode.BICUBIC, "bicubic")
 """How releases of v1 and v2 keep what they were given."""
 
 _RISK: Final = 1e-5
-"""From which risk on Pillow does its own work: the share of pixels that torch rounds differently in both of two passes.
+"""From which risk on Pillow does the second pass: the share of pixels that torch rounds differently in both of two.
 
 Both libraries round after each pass. Where an exact sum ends in .5 (which it often does from sizes whose ratio is a
 simple fraction), each goes by the error of its own fixed-point weights. Once, that makes a pixel 1 apart; in both
-passes, 2. This is so for 1 of 385 random crops of photographs; with this limit for 1 of 5,500, and 1 of 12 is left to
-Pillow, which takes five times as long.
+passes, 2. This is so for 1 of 385 random crops of photographs; with this limit for 1 of 5,500. Pillow has a part in 1
+of 12, and these take three times as long.
 """
+
+_HAS_KERNEL: Final = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
+"""Whether torch resizes bytes as bytes here, as `functional.resize_image` knows."""
 
 _JPEG: Final = b"\xff\xd8\xff"
 
@@ -80,22 +83,28 @@ def _tensor(pixels: torch.Tensor) -> torch.Tensor:
 class Fused:
     """A recognised pipeline.
 
-    ``crop`` is a RandomResizedCrop that comes first, or None: it says what to decode. ``steps`` run on that, a uint8
-    tensor [3, H, W]; the first of them resizes it if there is a ``crop``. Then either
-    ``finishing`` says what the client has to do, or ``rest`` runs, as written, on what it ``expects``.
+    ``crop`` is a RandomResizedCrop that comes first, or None: it says what to decode, and ``resize`` gives that its
+    size. ``steps`` run on what comes of it, a uint8 tensor [3, H, W]. Then either ``finishing`` says what the client
+    has to do, or ``rest`` runs, as written, on what it ``expects``.
     """
 
     crop: Any
+    resize: Resize | None
     steps: tuple[Step, ...]
     finishing: Finishing | None
     expects: Step
     rest: tuple[Step, ...]
     description: str
 
-    def __call__(self, data: bytes, backend: Backend) -> Any:
-        """Return what becomes of an encoded image: uint8 [3, H, W] if it is to be finished, or what ``rest`` makes."""
-        # Dense: of a view that was cut out, torch's resize makes planes, and turning those back takes 115 µs a picture.
-        pixels = self._decode(data, backend if data.startswith(_JPEG) else _pillow).contiguous().permute(2, 0, 1)
+    def __call__(self, data: bytes, backend: Backend, row: torch.Tensor | None = None) -> Any:
+        """Return what becomes of an encoded image: uint8 [3, H, W] if it is to be finished, or what ``rest`` makes.
+
+        Where that saves a copy, it is made in the memory of ``row``, a tensor like those returned before, which is then
+        returned itself.
+        """
+        pixels = self._decode(data, backend if data.startswith(_JPEG) else _pillow).permute(2, 0, 1)
+        if self.resize is not None:
+            pixels = self.resize(pixels, row if self.finishing is not None else None)
         for step in self.steps:
             pixels = step(pixels)
         if self.finishing is not None:
@@ -136,6 +145,7 @@ def fuse(transform: Any) -> Fused | None:
     rest = _flatten(transform)
     fused: list[Any] = []
     crop: Any = None
+    resize: Resize | None = None
     run: list[Step] = []
     expects: Step = _pillow_image  # what the next step expects
     while rest:
@@ -143,9 +153,8 @@ def fuse(transform: Any) -> Fused | None:
         image = expects is _pillow_image
         if image and type(step) in _TENSORS:
             expects = tv_tensors.Image if type(step) is v2.ToImage else _tensor
-        elif not run and type(step) in _CROPS and (resize := _resizing(step, image=image)) is not None:
+        elif not (run or crop) and type(step) in _CROPS and (resize := _resizing(step, image=image)) is not None:
             crop = step
-            run.append(resize)
         elif (lowered := _lower(step, image=image)) is not None:
             run.append(lowered)
         elif image or not _is_conversion(step, torch.uint8):
@@ -153,13 +162,13 @@ def fuse(transform: Any) -> Fused | None:
         fused.append(step)
         rest = rest[1:]
     finishing = _finishing(rest, image=expects is _pillow_image)
-    if finishing is None and not (rest and run):
+    if finishing is None and not (rest and (run or crop)):
         return None  # nothing to gain; or a Pillow image at the end, of which the pipeline should complain
     if finishing is None:
         description = f"{' + '.join(_names(fused))}; then as written: {' + '.join(_names(rest))}"
-        return Fused(crop, tuple(run), None, expects, tuple(rest), description)
+        return Fused(crop, resize, tuple(run), None, expects, tuple(rest), description)
     description = " + ".join(_names(fused) + ["the client finishes"] * bool(finishing.scale))
-    return Fused(crop, tuple(run), finishing, expects, (), description)
+    return Fused(crop, resize, tuple(run), finishing, expects, (), description)
 
 
 def _names(steps: Iterable[Any]) -> list[str]:
@@ -183,21 +192,24 @@ def _lower(step: Any, *, image: bool) -> Step | None:
     return step if type(step) in _AS_THEY_ARE else None
 
 
-def _resizing(step: Any, *, image: bool) -> Step | None:
+def _resizing(step: Any, *, image: bool) -> Resize | None:
     """Return what resizes as a Resize or RandomResizedCrop does that expects a Pillow image, or a tensor; or None."""
     bilinear = step.interpolation in _BILINEAR
     if image:
-        return partial(_resize_like_pillow, step) if bilinear else partial(_resize_by_pillow, step)
+        return partial(_resize_like_pillow if bilinear else _resize_by_pillow, step)
     # On tensors, v2 has the kernel that is used here; v1 computes in floats, to which a bicubic is not near enough.
     is_v2 = type(step) in {v2.RandomResizedCrop, v2.Resize}
     smooth = bilinear or (is_v2 and step.interpolation in _BICUBIC)
     return partial(_resize, step) if smooth and step.antialias is True else None
 
 
-def _resize_like_pillow(step: Any, pixels: torch.Tensor) -> torch.Tensor:
-    resized = _resize(step, pixels)
-    sizes = zip(pixels.shape[1:], resized.shape[1:], strict=True)
-    return resized if math.prod(_disagreement(*size) for size in sizes) < _RISK else _resize_by_pillow(step, pixels)
+def _resize_like_pillow(step: Any, pixels: torch.Tensor, row: torch.Tensor | None = None) -> torch.Tensor:
+    (old_height, old_width), (height, width) = pixels.shape[1:], _new_size(step, pixels)
+    if _disagreement(old_height, height) * _disagreement(old_width, width) < _RISK:
+        return _resize(step, pixels, row)
+    # Columns are the first pass of both. What they differ by in that, the second takes for the same.
+    columns = functional.resize_image(_packed(pixels), [old_height, width], antialias=True)
+    return _resize_by_pillow(step, columns, size=(height, width))
 
 
 @lru_cache(maxsize=4096)
@@ -216,22 +228,41 @@ def _strip(width: int) -> Any:
     return (255 - np.abs(steps.cumsum(axis=1) % 510 - 255)).astype(np.uint8)
 
 
-def _resize_by_pillow(step: Any, pixels: torch.Tensor) -> torch.Tensor:
-    image = functional.resize(_pillow_image(pixels), **_arguments(step))
+def _resize_by_pillow(
+    step: Any, pixels: torch.Tensor, _: torch.Tensor | None = None, size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    image = functional.resize(_pillow_image(pixels), size or _new_size(step, pixels), step.interpolation)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _resize(step: Any, pixels: torch.Tensor) -> torch.Tensor:
-    # A third faster from rows without gaps.
-    packed = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    resized: torch.Tensor = functional.resize_image(packed, **_arguments(step))
+def _resize(step: Any, pixels: torch.Tensor, row: torch.Tensor | None = None) -> torch.Tensor:
+    size = _new_size(step, pixels)
+    new = (3, *size)
+    if row is not None and row.shape == new != pixels.shape and step.interpolation in _BILINEAR and _HAS_KERNEL:
+        # Interpolate has no `out`; this is what it calls.
+        torch.ops.aten._upsample_bilinear2d_aa.out(pixels[None], size, False, None, None, out=row[None])  # noqa: SLF001
+        return row
+    resized: torch.Tensor = functional.resize_image(_packed(pixels), size, step.interpolation, antialias=True)
     return resized
 
 
-def _arguments(step: Any) -> dict[str, Any]:
+def _packed(pixels: torch.Tensor) -> torch.Tensor:
+    """Return rows without gaps, of which torch's resize makes such rows, and in two thirds of the time."""
+    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+def _new_size(step: Any, pixels: torch.Tensor) -> tuple[int, int]:
+    if isinstance(step.size, Sequence) and len(step.size) == 2:
+        return tuple(step.size)
+    _, height, width = pixels.shape
+    return _to_shorter_side(step, height, width)
+
+
+@lru_cache(maxsize=4096)
+def _to_shorter_side(step: Any, height: int, width: int) -> tuple[int, int]:
     size = [step.size] if isinstance(step.size, int) else step.size
-    longest = getattr(step, "max_size", None)
-    return {"size": size, "interpolation": step.interpolation, "max_size": longest, "antialias": True}
+    like = torch.empty((3, height, width), device="meta")
+    return tuple(functional.resize_image(like, size, max_size=step.max_size, antialias=True).shape[1:])
 
 
 def _finishing(rest: Sequence[Any], *, image: bool) -> Finishing | None:

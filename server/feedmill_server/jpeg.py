@@ -130,6 +130,7 @@ class Turbo:
     def __init__(self) -> None:
         self._library = _load_turbo()
         self._handle = None
+        self._at: bytes | None = None  # whose header was the last that was read
 
     def __del__(self) -> None:
         if handle := getattr(self, "_handle", None):
@@ -140,19 +141,24 @@ class Turbo:
         # A new decoder for each picture, in 2 µs: one that was used keeps the tables of the last picture for a next one
         # that has none, and may be left in the middle of a header.
         self.__del__()
+        self._at = None
         self._handle = self._library.tj3Init(self._DECOMPRESS)
         for parameter, value in ((self._STOP_ON_WARNING, 1), (self._SCAN_LIMIT, SCANS)):
             self._check(self._library.tj3Set(self._handle, parameter, value))
         self._check(self._library.tj3DecompressHeader(self._handle, data, len(data)))
         if self._get(self._PRECISION) != 8 or self._get(self._COLORSPACE) not in {self._RGB, self._YCBCR, self._GRAY}:
             raise Refused("not 8 bits of RGB, YCbCr or grey")
+        self._at = data
         return self._get(self._WIDTH), self._get(self._HEIGHT)
 
     def decode(self, data: bytes, region: Region) -> torch.Tensor:
         """See `Backend.decode`."""
         if data.find(self._END, -self._TAIL) < 0:
             raise Refused("no end marker")
-        width, height = self.size(data)
+        if self._at is not data:
+            self.size(data)
+        self._at = None  # it decodes once
+        width, height = self._get(self._WIDTH), self._get(self._HEIGHT)
         unit = self._MCU_WIDTH.get(self._get(self._SUBSAMPLING))
         if unit is None:
             raise Refused("unusual chroma subsampling")

@@ -89,19 +89,25 @@ class Pipeline:
         vars(pipeline).update(_fused=found, _backend=backend)
         return pipeline, said
 
-    def __call__(self, members: Mapping[str, bytes]) -> list[torch.Tensor]:
-        """Return the row of every field. Raises whatever decoders and transforms raise."""
-        rows = []
-        for field, transform, fused in zip(self.fields, self._transforms, self._fused, strict=True):
+    def __call__(
+        self, members: Mapping[str, bytes], rows: Sequence[torch.Tensor | None] | None = None
+    ) -> list[torch.Tensor]:
+        """Return the value of every field. Raises whatever decoders and transforms raise.
+
+        Where that saves a copy, a value is made in the memory of its row of ``rows``, and is that row.
+        """
+        values = []
+        places = rows or [None] * len(self.fields)
+        for field, transform, fused, row in zip(self.fields, self._transforms, self._fused, places, strict=True):
             extension, data = field.choose(members)
             if fused is not None and self._backend is not None and is_image(extension):
-                value = fused(data, self._backend)
+                value = fused(data, self._backend, row)
             else:
                 value = self._decode(extension, data)
                 if transform is not None:
                     value = transform(value)
-            rows.append(_tensor(field.name, value))
-        return rows
+            values.append(_tensor(field.name, value))
+        return values
 
     def specs(self, rows: Sequence[torch.Tensor]) -> tuple[FieldSpec, ...]:
         """Return what the rows of a sample say of every sample."""

@@ -37,14 +37,16 @@ class Mill:
     pipeline: Pipeline
     store: ShardStore
 
-    def sample(self, shard: int, index: int, seed: int) -> list[torch.Tensor]:
-        """Return the row of every field of one sample."""
+    def sample(
+        self, shard: int, index: int, seed: int, rows: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Return the value of every field of one sample; see `Pipeline.__call__` for ``rows``."""
         opened = self.store.open(shard)
         wanted = opened.index.members(index)
         chosen = dict(field.choose(wanted) for field in self.pipeline.fields)
         members = {extension: bytes(opened.read(*place)) for extension, place in chosen.items()}
         seed_generators(seed)
-        return self.pipeline(members)
+        return self.pipeline(members, rows)
 
     def key(self, shard: int, index: int) -> str:
         """Return a sample's key."""
@@ -99,10 +101,12 @@ def _part(
         key = ""
         try:
             key = mill.key(shard, index)
-            values = mill.sample(shard, index, sample_seed)
-            for target, spec, value in zip(targets, specs, values, strict=True):
+            places = [target[row] for target in targets]
+            values = mill.sample(shard, index, sample_seed, places)
+            for place, spec, value in zip(places, specs, values, strict=True):
                 _require(spec, value)
-                target[row].copy_(value)
+                if value is not place:
+                    place.copy_(value)
         except ShardError as error:
             bad.append((row, shard, "", error.reason))
         except Exception as error:  # noqa: BLE001 # the user's transforms may raise anything

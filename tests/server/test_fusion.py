@@ -218,12 +218,12 @@ def test_any_size_becomes_any_other(width: int, height: int, to_height: int, to_
     assert float((as_fused(fused, data, seed) - wanted).abs().max()) < 2.01
 
 
-def test_sizes_at_which_torch_and_pillow_round_differently_are_left_to_pillow() -> None:
-    """320 by 500 to 256 by 400: one in four pixels is a tie, and some are ties twice."""
+def test_sizes_at_which_torch_and_pillow_round_differently_are_left_to_both() -> None:
+    """320 by 500 to 256 by 400: one in four pixels is a tie, and some are ties twice, and would be 2 apart."""
     data = encoded(noise(500, 320), quality=98, subsampling="4:4:4")
     steps = [v1.Resize(256), v1.ToTensor()]
     wanted = as_written(v1.Compose(steps), data, 0) * 255
-    assert float((as_fused(fused_of(steps), data, 0) - wanted).abs().max()) < 0.01
+    assert float((as_fused(fused_of(steps), data, 0) - wanted).abs().max()) < 1.01
 
 
 def test_bytes_lie_as_decoders_make_them() -> None:
@@ -231,6 +231,31 @@ def test_bytes_lie_as_decoders_make_them() -> None:
     pixels = as_fused(fused_of(FINISHED["train"]()), PICTURES["4:2:0"], 3)
     assert pixels.shape == (3, 224, 224)
     assert torch.empty(1, 3, 224, 224).contiguous(memory_format=torch.channels_last)[0].stride() == pixels.stride()
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_a_picture_may_be_made_in_its_row(name: str) -> None:
+    """The same, to the bit; and where it is not made there, the row is left to the caller."""
+    fused = fused_of(FINISHED[name]())
+    rows = torch.zeros(2, 3, 224, 224, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    made = 0
+    for seed in range(20):
+        data = PICTURES["4:2:0"]
+        wanted = as_fused(fused, data, seed)
+        seed_generators(seed)
+        got = fused(data, TURBO, rows[1])
+        assert torch.equal(got, wanted)
+        made += got.data_ptr() == rows[1].data_ptr()
+    assert not rows[0].any()
+    assert (0 < made < 20) if name == "train" else not made  # unless it is flipped
+
+
+def test_a_row_of_another_shape_is_not_touched() -> None:
+    """A stream's first sample may have said otherwise; the worker compares."""
+    row = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    seed_generators(3)
+    assert fused_of(FINISHED["train"]())(PICTURES["4:2:0"], TURBO, row).shape == (3, 224, 224)
+    assert not row.any()
 
 
 def test_only_the_region_is_decoded() -> None:

@@ -9,7 +9,8 @@ workers and sends its replies. Rules that bind this file:
   turns, each with its oldest request.
 * Memory is the limit: a batch is begun when there is a slot for it. Finished batches keep their slots, and are the
   cache, until another batch needs the memory.
-* What a worker had when it died is done again; the sample that kills a second worker is bad.
+* What a worker had when it died, or was ended because it hung, is done again; the sample that this happens to twice is
+  bad.
 """
 
 from collections import OrderedDict, deque
@@ -48,7 +49,7 @@ CLIENT_SILENCE: Final = 10.0
 """Seconds after which a client that says nothing is forgotten. Clients ping twice a second."""
 
 KILLS: Final = 2
-"""How many workers a sample may kill before it is called bad: one may have died of something else."""
+"""How many workers a sample may cost before it is called bad: one may have been lost to something else."""
 
 
 @dataclass(slots=True)
@@ -256,23 +257,33 @@ class Broker(Generic[M]):
         build.bad.extend(bad)
         self._settle(build)
 
-    def lost(self, worker: int, reason: str) -> None:
-        """Take back what a dead worker had in hand. It died of the first part, one sample of it."""
+    def lost(self, worker: int, reason: str, key: str) -> None:
+        """Take back what a dead worker had in hand. It died of the first part, and there of the sample ``key``.
+
+        A key of "" says that it had not come to know that: it died of the shard.
+        """
         in_hand = self._assigned.pop(worker, deque())
+        self.parts_done += bool(in_hand)  # the second loss is the last: clients may see it as progress
         for position, work in enumerate(in_hand):
             build = work.build
             build.running -= 1
             work.kills += position == 0
             if work.kills >= KILLS and work.rows == 1:
-                ((shard, index),) = work.samples.tolist()
-                build.keys[work.first] = build.stream.key(shard, index)
-                build.bad.append(Bad(work.first, shard, build.keys[work.first], reason))
+                build.keys[work.first] = key
+                build.bad.append(Bad(work.first, int(work.samples[0, 0]), key, reason))
             elif position == 0:
                 singles = [Work(build, row, 1, work.kills) for row in range(work.first, work.first + work.rows)]
                 build.parts.extendleft(reversed(singles))
             else:
                 build.parts.appendleft(work)
             self._settle(build)
+
+    def interrupted(self, worker: int) -> None:
+        """Take back what a worker had in hand that died through no fault of its own."""
+        for work in reversed(self._assigned.pop(worker, deque())):
+            work.build.running -= 1
+            work.build.parts.appendleft(work)
+            self._settle(work.build)
 
     # Builds.
 

@@ -4,7 +4,7 @@ Values and records; what becomes of them is decided in `feedmill_server.broker`.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -54,8 +54,6 @@ class Stream:
     counts: npt.NDArray[np.uint32]
     catalog: str
     fingerprint: str
-    key: Callable[[int, int], str]
-    """The key of a sample, by shard and index: for naming those that no worker lived to name."""
 
 
 class Bad(NamedTuple):
@@ -97,7 +95,7 @@ class Build(Generic[M]):
 
 @dataclass(slots=True, eq=False)
 class Work(Generic[M]):
-    """A part of a build for one worker: ``rows`` samples from row ``first`` on. ``kills`` workers died of it."""
+    """A part of a build for one worker: ``rows`` samples from row ``first`` on. ``kills`` workers were lost to it."""
 
     build: Build[M]
     first: int

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from types import FrameType
 from typing import Any
 
@@ -15,8 +16,10 @@ import zmq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .config import PRESETS, ServerConfig
-from .server import Server
+from feedmill_protocol.errors import UsageError
+
+from .config import PRESETS, SAMPLE_TIMEOUT, ServerConfig
+from .server import Server, descriptors
 
 __all__ = ["add_arguments", "run"]
 
@@ -46,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--jpeg", metavar="NAME", help="JPEG decoder: turbo, simplejpeg or pillow (default: the fastest)"
     )
+    server.add_argument(
+        "--sample-timeout",
+        metavar="SECONDS",
+        help=f"end a worker that is at one sample for so long (default: {SAMPLE_TIMEOUT:g})",
+    )
+    server.add_argument("--worker-memory", metavar="SIZE", help="what a worker may take of its own (default: no limit)")
     server.add_argument("--name", help="what clients know the server by (default: the host's name)")
     server.add_argument(
         "--config", metavar="FILE.toml", help="read all of this, and several [streams.NAME], from a file"
@@ -70,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     # Slots, shards and clients take descriptors; the usual 1024 is for programs that call select().
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most < (least := descriptors(config.workers)):
+        raise UsageError(f"this process may open {most:,} files, of at least {least:,}; raise it with 'ulimit -Hn'")
     context = zmq.Context()
     try:
         with _progress() as progress, Server(config, context, progress) as server:
@@ -121,8 +132,9 @@ def _announce(server: Server, endpoint: str) -> None:
 
 
 def _print_check(config: ServerConfig, server: Server) -> None:
-    for name in ("bind", "workers", "memory", "cache", "cache_bytes", "jpeg", "name", "insecure"):
-        print(f"{name} = {getattr(config, name)!r}")
+    for field in fields(config):
+        if field.name != "streams":
+            print(f"{field.name} = {getattr(config, field.name)!r}")
     for served in server.served:
         stream = served.stream
         print(f"\n[streams.{stream.name}]")

@@ -19,13 +19,23 @@ from feedmill_protocol.errors import UsageError
 
 from .inflate import INFLATED_BYTES
 
-__all__ = ["PRESETS", "ServerConfig", "StreamConfig"]
+__all__ = ["PRESETS", "SAMPLE_TIMEOUT", "ServerConfig", "StreamConfig"]
 
 PRESETS: Final = {
     "imagenet-train": "feedmill_server.imagenet:train",
     "imagenet-eval": "feedmill_server.imagenet:evaluate",
 }
 """The pipelines that come with feedmill, by the names that ``--preset`` knows."""
+
+SAMPLE_TIMEOUT: Final = 30.0
+"""A hundred times what the slowest picture takes. A sample that hangs has two tries, one after the other, and trainers
+should be told its name within the 60 s (feedmill.connect's timeout) that they wait for any progress."""
+
+_WORKER_MEMORY: Final = 64 * 1024 * 1024
+"""Less is no limit but a mistake: an image of 20 megapixels is as large."""
+
+_LONGEST: Final = 86_400
+"""Seconds: a day. Who means "for ever" should say how long that is."""
 
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE)
 
@@ -59,6 +69,10 @@ class ServerConfig:
     """What clients know this server by; empty for the host's name."""
     jpeg: str = ""
     """The JPEG decoder: turbo, simplejpeg or pillow; empty for the fastest that is there."""
+    sample_timeout: float = SAMPLE_TIMEOUT
+    """Seconds that a worker may take for a sample, before it is taken to hang and is ended."""
+    worker_memory: int | None = None
+    """Bytes that a worker may take beyond what it is born with; None: what there is."""
     insecure: bool = False
     """Listen beyond this machine though anybody may connect."""
     streams: Mapping[str, StreamConfig] = field(default_factory=dict)
@@ -148,6 +162,14 @@ def _known(values: Mapping[str, Any], keys: set[str], where: str) -> None:
 def _server_value(key: str, value: Any) -> Any:
     if key in {"memory", "cache_bytes"}:
         return _bytes(key, value)
+    if key == "worker_memory":
+        if (size := _bytes(key, value)) < _WORKER_MEMORY:
+            raise UsageError(
+                f"worker_memory={value!r}: expected {_WORKER_MEMORY // 2**20}MiB or more; leave it out for no limit"
+            )
+        return size
+    if key == "sample_timeout":
+        return _seconds(key, value)
     if key == "workers":
         return _integer(key, value, 0, 4096)
     if key == "insecure":
@@ -191,6 +213,16 @@ def _integer(key: str, value: Any, low: int, high: int) -> int:
         number = None
     if type(number) is not int or not low <= number <= high:
         raise UsageError(f"{key}={value!r}: expected an integer in {low}..{high}")
+    return number
+
+
+def _seconds(key: str, value: Any) -> float:
+    try:
+        number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= _LONGEST:
+        raise UsageError(f"{key}={value!r}: expected a number of seconds, more than 0 and at most {_LONGEST:,}")
     return number
 
 

@@ -6,14 +6,16 @@ of all that was imported. This process stays single-threaded and touches neither
 It dies with the broker, and the workers die with it: the kernel sees to that, whatever way the broker ends.
 
 Conversation: the broker sends ``load`` (pipelines), which ``loaded`` or ``unfit`` answers; then ``open`` (shards),
-with the message itself in a memory file, since it has every path; then ``fork``, with a worker's end of a channel, as
-often as it likes. It is told of every worker that ``exited``.
+with the message itself in a memory file, since it has every path; then ``fork``, with a worker's end of a channel and
+its watch, and ``signal``, which a worker is sent, as often as it likes. It is told of every worker that ``exited``.
 """
 
 import ctypes
 import gc
 import os
 import platform
+import re
+import resource
 import select
 import signal
 import socket
@@ -36,7 +38,8 @@ from .channel import Channel, ChannelClosed
 from .jpeg import Backend, choose
 from .pipeline import Pipeline, load
 from .shards import ShardStore, Stamp
-from .worker import Mill, work
+from .watch import Watch
+from .worker import Exhausted, Mill, work
 
 _PR_SET_PDEATHSIG: Final = 1  # <sys/prctl.h>
 
@@ -55,11 +58,11 @@ def main(control: Channel, broker: int) -> None:
             control.send("unfit", str(error))
             return
         control.send("loaded", [description for _, description in loaded], _versions())
-        _, (stores,) = control.receive()
+        (_, memory), (stores,) = control.receive()
         mills = [Mill(pipeline, _open(store)) for (pipeline, _), store in zip(loaded, _read(stores), strict=True)]
         gc.collect()
         gc.freeze()  # what was imported stays shared: no collection touches it in a worker
-        _serve(control, mills)
+        _serve(control, mills, memory)
     except ChannelClosed:
         return
 
@@ -102,7 +105,7 @@ def _versions() -> str:
     return ", ".join(f"{name} {v}" for name, v in ({n: m.__version__ for n, m in parts.items()} | ours).items())
 
 
-def _serve(control: Channel, mills: Sequence[Mill]) -> None:
+def _serve(control: Channel, mills: Sequence[Mill], memory: int | None) -> None:
     children: dict[int, tuple[int, int]] = {}  # pidfd → pid and the broker's number of the worker
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -115,29 +118,57 @@ def _serve(control: Channel, mills: Sequence[Mill]) -> None:
                 _, status = os.waitpid(pid, 0)
                 control.send("exited", number, os.waitstatus_to_exitcode(status))
                 continue
-            (_, number), (end,) = control.receive()
+            (kind, number, *signum), ends = control.receive()
+            if kind == "signal":
+                for pidfd, (_, other) in children.items():
+                    if other == number:
+                        signal.pidfd_send_signal(pidfd, *signum)
+                continue
             parent = os.getpid()
             if not (pid := os.fork()):
                 control.close()
                 for other in children:
                     os.close(other)
-                _be_worker(end, mills, parent)
-            os.close(end)
+                _be_worker(*ends, mills, memory, parent)
+            for end in ends:
+                os.close(end)
             pidfd = os.pidfd_open(pid)
             children[pidfd] = pid, number
             poll.register(pidfd, select.POLLIN)
 
 
-def _be_worker(end: int, mills: Sequence[Mill], parent: int) -> NoReturn:
+def _be_worker(end: int, watch_fd: int, mills: Sequence[Mill], memory: int | None, parent: int) -> NoReturn:
     code = 1
     try:
         _die_with(parent)
-        work(Channel(socket.socket(fileno=end)), mills)
-        code = 0
+        watch = Watch(watch_fd)
+        watch.listen(watch_fd)
+        if memory is not None:
+            _limit_memory(memory)
+        try:
+            work(Channel(socket.socket(fileno=end)), mills, watch)
+            code = 0
+        except Exhausted as error:
+            limit = f"; a worker may take {memory:,} bytes (--worker-memory)" if error.memory and memory else ""
+            watch.say(f"{error}{limit}")
     except BaseException:  # noqa: BLE001 # nothing may unwind into the fork server's own frames
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _limit_memory(memory: int) -> None:
+    """Let this process take so many bytes more than it has now.
+
+    What counts are private pages that it may write to (VmData): neither slots, which are shared, nor libraries, nor
+    what allocators only reserve. All of these count for RLIMIT_AS; and RLIMIT_RSS does nothing.
+    """
+    status = Path("/proc/self/status").read_bytes()
+    if now := re.search(rb"VmData:\s+(\d+) kB", status):
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = int(now[1]) * 1024 + memory
+        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _die_with(parent: int) -> None:

@@ -1,7 +1,7 @@
 """Gzip shards, inflated once into a disk cache, and from then on read like any other tar.
 
 The rule of this file: `open` returns a descriptor, never a path. Another process may evict the file at any moment, and
-a file that is open, or mapped, outlives that.
+a file that is open outlives that.
 """
 
 import gzip

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, Self
 import zmq
 
 from feedmill_protocol import codec, limits
-from feedmill_protocol.errors import PipelineError, ProtocolError, ShardError, UsageError, VersionMismatch
+from feedmill_protocol.errors import PipelineError, ProtocolError, UsageError, VersionMismatch
 from feedmill_protocol.messages import Hello
 from feedmill_protocol.tensors import FieldSpec, offsets
 
@@ -33,10 +33,10 @@ from .complaints import Complaints
 from .config import PRESETS, ServerConfig, StreamConfig
 from .listing import expand
 from .shards import OPEN_SHARDS, ShardStore
-from .slots import Slot, SlotPool
-from .workers import Workers
+from .slots import MAX_SLOTS, Slot, SlotPool
+from .workers import LOAD_TIMEOUT, Workers, describe
 
-__all__ = ["Served", "Server"]
+__all__ = ["Served", "Server", "descriptors"]
 
 _IN_HAND: Final = 2
 """Parts that a worker has at a time: it never waits for the broker between two."""
@@ -50,10 +50,6 @@ _PINNED_POLL: Final = 0.002
 _REPORT_EVERY: Final = 10.0
 """Seconds between lines in the log that say how fast it goes, while it goes."""
 
-_LOAD_TIMEOUT: Final = 120.0
-"""Seconds for importing torch and the pipelines: a cold network disk takes half a minute."""
-
-_PROBE_TIMEOUT: Final = 60.0
 _PROBES: Final = 4
 """How many samples may fail before a pipeline is called unfit: the first one may be a bad one."""
 
@@ -61,10 +57,18 @@ _DRAIN_SECONDS: Final = 4.0
 """For finishing what was asked. With `_LINGER_MS`, a server is gone within 5 s of SIGTERM."""
 _LINGER_MS: Final = 500
 
+_CLIENTS: Final = 128
+"""Descriptors for connections of clients, and a dozen of one's own. A worker, which has none, opens shards instead."""
+
 _CLIENT_MESSAGE_BYTES: Final = 1024 * 1024
 """The largest frame of a client: the spans of limits.BATCH_SAMPLES samples."""
 
 _log = logging.getLogger(__name__)
+
+
+def descriptors(workers: int) -> int:
+    """Return how many descriptors a server needs at least: for slots, for workers, and some for clients and the rest."""
+    return 2 * MAX_SLOTS + 2 * workers + _CLIENTS
 
 
 class Served(NamedTuple):
@@ -93,7 +97,9 @@ class Server:
         self._progress = progress
         self._stores = {name: _store(config, stream) for name, stream in config.streams.items()}
         pipelines = [(s.pipeline or PRESETS[s.preset], s.exact) for s in config.streams.values()]
-        self._workers = Workers(config.workers, pipelines, config.jpeg)
+        self._workers = Workers(
+            config.workers, pipelines, config.jpeg, timeout=config.sample_timeout, memory=config.worker_memory
+        )
         self._pool = SlotPool(config.memory)
         self._socket = context.socket(zmq.ROUTER)
         self._poller = zmq.Poller()
@@ -116,16 +122,18 @@ class Server:
 
     def prepare(self) -> None:
         """Load pipelines, index shards, start the workers, and learn what they make of a sample."""
-        self._workers.start()
+        self._workers.start(time.monotonic())
         catalogs = [Catalog.build(store, partial(self._indexed, name)) for name, store in self._stores.items()]
-        described, versions = self._workers.wait_loaded(_LOAD_TIMEOUT)
+        described, versions = self._workers.wait_loaded(LOAD_TIMEOUT)
         for name, pipeline, catalog in zip(self._stores, described, catalogs, strict=True):
             _check_fields(name, pipeline["fields"], catalog)
         open_shards = max(1, OPEN_SHARDS // len(self._stores))
         self._workers.open([_described(self.config, store, open_shards) for store in self._stores.values()])
-        first, *_ = self._workers.fill(time.monotonic())
+        workers = self._workers.fill(time.monotonic())
+        if not workers:
+            raise UsageError("no worker can be started; the reason is above")
         for number, (name, catalog, pipeline) in enumerate(zip(self._stores, catalogs, described, strict=True)):
-            fields = self._probe(first, number, name, catalog)
+            fields = self._probe(workers[0], number, name, catalog)
             self.served.append(self._describe(number, name, fields, catalog, pipeline, versions))
             _check_memory(self.served[-1].stream, self._pool.max_bytes)
         self._broker = Broker(
@@ -150,7 +158,6 @@ class Server:
         versions: str,
     ) -> Served:
         config = self.config.streams[name]
-        store = self._stores[name]
         identity = repr((catalog.digest, pipeline["source"], pipeline["fusion"], fields, versions))
         stream = Stream(
             number=number,
@@ -161,23 +168,23 @@ class Server:
             counts=catalog.counts,
             catalog=catalog.digest,
             fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:32],
-            key=partial(_key, store),
         )
         return Served(stream, config.preset or config.pipeline, pipeline["fusion"], catalog.extensions)
 
     def _probe(self, worker: int, number: int, name: str, catalog: Catalog) -> tuple[FieldSpec, ...]:
         reasons = []
         for shard, index in _first_samples(catalog):
-            channel = self._workers.channels[worker]
+            channel, which = self._workers.channels[worker], f"sample {index} of {catalog.names[shard]}"
             try:
                 channel.send("probe", number, shard, index)
-                (kind, *answer), _ = channel.receive(_PROBE_TIMEOUT)
+                (kind, *answer), _ = channel.receive(self.config.sample_timeout)
             except TimeoutError:
-                raise PipelineError(f"stream {name}: one sample took more than {_PROBE_TIMEOUT:g} s") from None
+                self._workers.end_stuck(worker)
+                how = f"took more than {self.config.sample_timeout:g} s (--sample-timeout) for {which}"
+                raise PipelineError(f"stream {name}: the pipeline {how}{self._last_words(worker)}") from None
             except ChannelClosed:
-                raise PipelineError(
-                    f"stream {name}: the pipeline ended the worker process on sample {index} of {catalog.names[shard]}"
-                ) from None
+                how = f"ended the worker process on {which}"
+                raise PipelineError(f"stream {name}: the pipeline {how}{self._last_words(worker)}") from None
             if kind == "probed":
                 return tuple(
                     FieldSpec(field, dtype, tuple(shape), channels_last, tuple(scale), tuple(bias))
@@ -185,6 +192,10 @@ class Server:
                 )
             reasons.append(f"shard {catalog.names[shard]}, sample {index}: {answer[0]}")
         raise PipelineError(f"stream {name}: the pipeline fails on the first samples; {reasons[0]}")
+
+    def _last_words(self, worker: int) -> str:
+        words = self._workers.words(worker)
+        return f": {words}" if words else ""
 
     # Serving.
 
@@ -227,13 +238,13 @@ class Server:
             for source, _ in self._poller.poll(round(self._patience() * 1000)):
                 if source is self._socket:
                     self._hear_clients()
-                elif source == self._workers.control.fileno():
+                elif self._workers.is_control(source):
                     self._hear_fork_server()
                 else:
                     self._hear_worker(source)
             now = time.monotonic()
             self._broker.tick(now)
-            self._watch(self._workers.replace(now))
+            self._look_after_workers(now)
             self._hand_out()
             self._send_replies()
             report.tick(now)
@@ -284,12 +295,12 @@ class Server:
             self._poller.unregister(self._workers.control)
             for channel in self._workers.channels.values():
                 self._unwatch(channel)
-            for number in self._workers.restart():
-                self._broker.lost(number, "the worker processes were killed")
-            self._poller.register(self._workers.control, zmq.POLLIN)
+            for number in self._workers.bury_fork_server(time.monotonic()):
+                self._broker.interrupted(number)
             return
         if kind == "exited":
-            self._bury(*message)
+            number, code = message
+            self._bury(number, describe(code))
             return
         try:
             self._watch(self._workers.refill(time.monotonic(), kind, *message))
@@ -315,17 +326,21 @@ class Server:
     def _report(self, number: int, _kind: str, keys: list[str], bad: list[Any]) -> None:
         self._broker.done(number, keys, [Bad(*b) for b in bad])
 
-    def _bury(self, number: int, code: int) -> None:
+    def _look_after_workers(self, now: float) -> None:
+        if self._workers.restart(now):
+            self._poller.register(self._workers.control, zmq.POLLIN)
+        for number in self._workers.look(self._broker.assigned, now):
+            self._bury(number, "cannot be ended")
+        self._watch(self._workers.replace(now))
+
+    def _bury(self, number: int, how: str) -> None:
         if (channel := self._workers.channels.get(number)) is None:
             return
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        _log.warning("worker %d ended with %s; replacing it", number, how)
         self._unwatch(channel)
         with suppress(ChannelClosed, TimeoutError):  # what it did before it died is not done again, nor blamed
             while True:
                 self._report(number, *channel.receive(0)[0])
-        self._workers.remove(number, time.monotonic())
-        self._broker.lost(number, f"the worker process ended with {how} on this sample, twice")
+        self._broker.lost(number, *self._workers.remove(number, how, time.monotonic()))
 
     def _watch(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -468,14 +483,6 @@ def _address(frame: zmq.Frame) -> str:
         return str(frame.get("Peer-Address"))
     except zmq.ZMQError:  # ipc has none
         return "this machine"
-
-
-def _key(store: ShardStore, shard: int, index: int) -> str:
-    """Return a sample's key, or "" where its shard is no longer what it was, and so to blame itself."""
-    try:
-        return store.index(shard).key(index)
-    except ShardError:
-        return ""
 
 
 def _store(config: ServerConfig, stream: StreamConfig) -> ShardStore:

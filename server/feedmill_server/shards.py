@@ -7,7 +7,6 @@ the same names.
 
 import hashlib
 import logging
-import mmap
 import os
 import stat
 import struct
@@ -27,7 +26,7 @@ from .tar import walk
 __all__ = ["Shard", "ShardStore", "Stamp"]
 
 OPEN_SHARDS: Final = 256
-"""A mapping keeps a descriptor, and a process may usually have 1024. The stores of a server share this."""
+"""Each keeps a descriptor, and a process may usually have 1024. The stores of a server share this."""
 
 _STAMP: Final = struct.Struct("<qq")
 
@@ -40,33 +39,55 @@ class Stamp(NamedTuple):
     size: int
     mtime_ns: int
 
+    @classmethod
+    def of(cls, descriptor: int) -> Self:
+        """Return the present state of an open file."""
+        status = os.fstat(descriptor)
+        return cls(status.st_size, status.st_mtime_ns)
+
 
 class Shard:
-    """An open shard: its ``name``, its ``index``, and its bytes."""
+    """An open shard: its ``name``, its ``index``, and the ``descriptor`` of the plain tar, which it closes.
 
-    def __init__(self, name: str, index: ShardIndex, data: memoryview) -> None:
+    Bytes are read, not mapped: of a file that was cut short, or of a disk that fails, a mapping kills its process.
+    """
+
+    def __init__(self, name: str, index: ShardIndex, descriptor: int, stamp: Stamp) -> None:
         self.name = name
         self.index = index
         self.closed = False
-        self._data = data
+        self._descriptor = descriptor
+        self._stamp = stamp
 
     def __repr__(self) -> str:
         return f"<Shard {self.name}, {'closed' if self.closed else 'open'}: {self.index!r}>"
 
-    def read(self, offset: int, size: int) -> memoryview:
-        """Return ``size`` bytes at ``offset``, uncopied. They outlive the shard."""
-        if not 0 <= offset <= offset + size <= len(self._data):
+    def read(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes at ``offset``. Raises ShardError if they cannot be read, or the file is not in its stamp's state."""
+        if not 0 <= offset <= offset + size <= self._stamp.size:
             raise ShardError(
                 self.name,
-                f"{size:,} bytes at offset {offset:,} are not within its {len(self._data):,} bytes; "
+                f"{size:,} bytes at offset {offset:,} are not within its {self._stamp.size:,} bytes; "
                 "delete its stored index, and make the shard again if that does not help",
             )
-        return self._data[offset : offset + size]
+        try:
+            data = os.pread(self._descriptor, size, offset)
+            while len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
+                data += more
+            stamp = Stamp.of(self._descriptor)
+        except OSError as error:
+            raise ShardError(
+                self.name, f"{size:,} bytes at offset {offset:,} cannot be read: {error.strerror}; check its disk"
+            ) from error
+        if stamp != self._stamp or len(data) < size:
+            raise _changed(self.name)
+        return data
 
     def close(self) -> None:
-        """Let go of the file. The mapping ends with the last view of it that `read` gave."""
-        self.closed = True
-        self._data.release()
+        """Let go of the file."""
+        if not self.closed:
+            self.closed = True
+            os.close(self._descriptor)
 
     def __enter__(self) -> Self:
         return self
@@ -133,8 +154,8 @@ class ShardStore:
             with self._source(i) as source:
                 index = self._index(i, source)
                 with self._plain(i, source) as plain:
-                    data = memoryview(mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ))
-            shard = Shard(self.names[i], index, data)
+                    stamp = self._stamp(i, source) if plain is source else Stamp.of(plain.fileno())
+                    shard = Shard(self.names[i], index, os.dup(plain.fileno()), stamp)
         self._open[i] = shard
         while len(self._open) > self._open_shards:
             self._open.pop(next(iter(self._open))).close()
@@ -180,15 +201,11 @@ class ShardStore:
         return index
 
     def _stamp(self, i: int, source: BinaryIO) -> Stamp:
-        status = os.fstat(source.fileno())
-        stamp = Stamp(status.st_size, status.st_mtime_ns)
+        stamp = Stamp.of(source.fileno())
         if self._stamps[i] is None:
             self._stamps[i] = stamp
         elif self._stamps[i] != stamp:
-            raise ShardError(
-                self.names[i],
-                "changed since it was indexed; leave shards alone while they are served, and restart the servers",
-            )
+            raise _changed(self.names[i])
         return stamp
 
     def _places(self, i: int) -> list[Path]:
@@ -210,6 +227,12 @@ class ShardStore:
         if not self._warned:
             self._warned = True
             _log.warning("indexes cannot be stored (%s); shards will be scanned at every start", failure)
+
+
+def _changed(shard: str) -> ShardError:
+    return ShardError(
+        shard, "changed since it was indexed; leave shards alone while they are served, and restart the servers"
+    )
 
 
 class _Slices:

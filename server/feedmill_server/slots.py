@@ -17,7 +17,7 @@ from typing import Final
 
 from feedmill_protocol.tensors import FieldSpec, offsets
 
-__all__ = ["Slot", "SlotPool"]
+__all__ = ["MAX_SLOTS", "Slot", "SlotPool"]
 
 MAX_SLOTS: Final = 256
 """A slot takes two descriptors here (mmap keeps one of its own) and one in every worker; a process may usually have

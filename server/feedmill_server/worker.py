@@ -4,8 +4,13 @@ A process forked by the fork server. It serves one channel, one part of a batch 
 closes. It decides nothing: what becomes of bad samples, dead workers and finished parts is the broker's business.
 
 Conversation: the broker sends ``part``, ``probe`` and ``drop``; the worker answers ``done``, ``probed`` or ``unfit``.
+What it is at stands in its watch.
+
+A worker that runs out of memory or descriptors ends: earlier samples may have left it so, and the next worker, which
+has all of them, should decide about this one.
 """
 
+import errno
 import math
 import mmap
 import os
@@ -26,8 +31,17 @@ from .channel import Channel, ChannelClosed
 from .pipeline import Pipeline, dtype_name
 from .randomness import seed_generators
 from .shards import ShardStore
+from .watch import Watch
 
-__all__ = ["Mill", "work"]
+__all__ = ["Exhausted", "Mill", "work"]
+
+
+class Exhausted(Exception):
+    """This process has run out of ``memory``, or of something else."""
+
+    def __init__(self, reason: str, *, memory: bool) -> None:
+        super().__init__(reason)
+        self.memory = memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +58,7 @@ class Mill:
         opened = self.store.open(shard)
         wanted = opened.index.members(index)
         chosen = dict(field.choose(wanted) for field in self.pipeline.fields)
-        members = {extension: bytes(opened.read(*place)) for extension, place in chosen.items()}
+        members = {extension: opened.read(*place) for extension, place in chosen.items()}
         seed_generators(seed)
         return self.pipeline(members, rows)
 
@@ -53,9 +67,10 @@ class Mill:
         return self.store.open(shard).index.key(index)
 
 
-def work(channel: Channel, mills: Sequence[Mill]) -> None:
-    """Serve a channel until it closes."""
+def work(channel: Channel, mills: Sequence[Mill], watch: Watch) -> None:
+    """Serve a channel until it closes. Raises Exhausted."""
     torch.set_num_threads(1)  # the workers are the parallelism
+    watch.beat()
     slots: dict[int, mmap.mmap] = {}
     try:
         while True:
@@ -64,7 +79,7 @@ def work(channel: Channel, mills: Sequence[Mill]) -> None:
                 slots[message[0]] = mmap.mmap(fd, 0)
                 os.close(fd)
             if kind == "part":
-                channel.send("done", *_part(mills, slots, *message))
+                channel.send("done", *_part(watch, mills, slots, *message))
             elif kind == "probe":
                 channel.send(*_probe(mills[message[0]], *message[1:]))
             elif kind == "drop":
@@ -74,6 +89,7 @@ def work(channel: Channel, mills: Sequence[Mill]) -> None:
 
 
 def _part(
+    watch: Watch,
     mills: Sequence[Mill],
     slots: dict[int, mmap.mmap],
     slot: int,
@@ -101,6 +117,7 @@ def _part(
         key = ""
         try:
             key = mill.key(shard, index)
+            watch.begin(key)
             places = [target[row] for target in targets]
             values = mill.sample(shard, index, sample_seed, places)
             for place, spec, value in zip(places, specs, values, strict=True):
@@ -108,10 +125,13 @@ def _part(
                 if value is not place:
                     place.copy_(value)
         except ShardError as error:
+            _live_on(error.__cause__)
             bad.append((row, shard, "", error.reason))
         except Exception as error:  # noqa: BLE001 # the user's transforms may raise anything
+            _live_on(error)
             bad.append((row, shard, key, _reason(error)))
         keys.append(key)
+        watch.beat()
     return keys, bad
 
 
@@ -120,6 +140,7 @@ def _probe(mill: Mill, shard: int, index: int) -> tuple[Any, ...]:
     try:
         specs = mill.pipeline.specs(mill.sample(shard, index, 0))
     except Exception as error:  # noqa: BLE001
+        _live_on(error)
         reason = error.reason if isinstance(error, ShardError) else _reason(error)
         return "unfit", reason
     return "probed", [astuple(spec) for spec in specs]
@@ -148,6 +169,15 @@ def _require(spec: FieldSpec, value: torch.Tensor) -> None:
             f"field {spec.name!r} is {dtype_name(value)} {list(value.shape)}, but the stream's first sample had "
             f"{spec.dtype} {list(spec.shape)}; end its transforms with a fixed size and dtype"
         )
+
+
+def _live_on(error: BaseException | None) -> None:
+    """Raise Exhausted for an error that may be this process's rather than the sample's."""
+    # torch's allocator has no exception of its own
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        raise Exhausted(_reason(error), memory=True) from None
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        raise Exhausted(_reason(error), memory=False) from None
 
 
 def _reason(error: Exception) -> str:

@@ -1,16 +1,18 @@
-"""The workers, as the broker's process sees them: started, spoken to, replaced.
+"""The workers, as the broker's process sees them: started, spoken to, watched, replaced.
 
-They are forked by one fork server (`feedmill_server.forkserver`), a child of this process. Both it and they may die at
-any moment; what they had in hand is the broker's business, that there are enough of them is ours.
+They are forked by one fork server (`feedmill_server.forkserver`), a child of this process. Both it and they may die or
+hang at any moment; what they had in hand is the broker's business, that there are enough of them is ours.
 """
 
 import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -18,44 +20,94 @@ from feedmill_protocol.errors import PipelineError
 
 from .channel import Channel, ChannelClosed, ChannelFull
 from .slots import Slot
+from .watch import STUCK, Watch, where
 
-__all__ = ["Workers"]
+__all__ = ["LOAD_TIMEOUT", "Lost", "Workers", "describe"]
+
+LOAD_TIMEOUT: Final = 120.0
+"""Seconds for importing torch and the pipelines: a cold network disk takes half a minute."""
 
 _SHORT_LIFE: Final = 1.0
 """A worker that lived for fewer seconds is replaced only after as many, lest a broken machine spin."""
 
+_PAUSES: Final = (0, 1, 2, 4, 8, 16, 30)
+"""Seconds before another fork server is started: after the first death, the second in a row, …"""
+
+_STEADY: Final = 60.0
+"""A fork server that lived for so many seconds has worked: its death is the first in a row."""
+
+_LOOK_EVERY: Final = 0.25
+"""Seconds between looks at the workers' watches."""
+
+_GRACE: Final = 1.0
+"""Seconds for a worker to write its stack and end, and then for the kernel to kill it."""
+
+_BIRTH: Final = 10.0
+"""Seconds for a fork, which takes milliseconds: a fork server that takes longer hangs."""
+
 _log = logging.getLogger(__name__)
+
+
+class Lost(NamedTuple):
+    """What became of a worker: the ``reason`` that it gives for ending, and the ``key`` of the sample in its hands."""
+
+    reason: str
+    key: str
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    watch: Watch
+    born: float
+    slots: set[int] = field(default_factory=set)  # which it has mapped
+    beats: int = 0
+    stalled: float = 0.0  # seconds that it has had work and not finished a sample
+    sent: int = 0  # the last signal to end it
 
 
 class Workers:
     """``count`` workers.
 
     ``pipelines`` say where each stream's pipeline is (FILE.py:NAME or module:NAME) and whether it runs as written;
-    ``jpeg`` names the decoder, "" for the fastest.
+    ``jpeg`` names the decoder, "" for the fastest. A worker may take ``timeout`` seconds for a sample, and ``memory``
+    bytes beyond what it is born with (None: all there is).
     """
 
-    def __init__(self, count: int, pipelines: Sequence[tuple[str, bool]], jpeg: str) -> None:
+    def __init__(
+        self, count: int, pipelines: Sequence[tuple[str, bool]], jpeg: str, *, timeout: float, memory: int | None
+    ) -> None:
         self.count = count
+        self.timeout = timeout
         self.channels: dict[int, Channel] = {}
-        self._pipelines, self._jpeg = list(pipelines), jpeg
+        self._pipelines, self._jpeg, self._memory = list(pipelines), jpeg, memory
         self._stores: Sequence[dict[str, Any]] = ()
         self._loaded: tuple[list[dict[str, Any]], str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: Channel | None = None
-        self._known_slots: dict[int, set[int]] = {}  # which slots a worker has mapped
-        self._born: dict[int, float] = {}
+        self._workers: dict[int, _Worker] = {}
         self._due: list[float] = []  # when to fork a replacement
         self._number = 0
+        self._looked = 0.0
+        self._deaths = 0  # of fork servers, in a row
+        self._started = 0.0  # when the fork server was, or is to be
+        self._filled = False  # whether it has forked the workers
 
     @property
     def control(self) -> Channel:
         """The channel to the fork server."""
         if self._control is None:
-            raise RuntimeError("the fork server has not been started")
+            raise RuntimeError("there is no fork server")
         return self._control
 
-    def start(self) -> None:
+    def is_control(self, fd: int) -> bool:
+        """Tell whether this is the descriptor of `control`, if there is one at the moment."""
+        return self._control is not None and self._control.fileno() == fd
+
+    # The fork server.
+
+    def start(self, now: float) -> None:
         """Start the fork server; it answers on `control` when it has imported everything."""
+        self._started, self._filled = now, False
         self._control, end = Channel.pair()
         with end:
             command = [sys.executable, "-m", "feedmill_server.forkserver", str(end.fileno()), str(os.getpid())]
@@ -69,14 +121,15 @@ class Workers:
                 env=os.environ | threads,
                 process_group=0,  # a terminal's Ctrl-C is for the broker, also while torch is being imported
             )
-        self._control.send("load", self._pipelines, self._jpeg)
+        with suppress(ChannelClosed):  # that it is gone is about to be noticed
+            self._control.send("load", self._pipelines, self._jpeg)
 
     def open(self, stores: Sequence[dict[str, Any]]) -> None:
         """Tell the fork server which shards to work on: arguments of `forkserver._open`."""
         self._stores = stores
         with os.fdopen(os.memfd_create("feedmill-stores"), "wb", buffering=0) as file:
             file.write(msgpack.packb(stores))
-            self.control.send("open", fds=[file.fileno()])
+            self.control.send("open", self._memory, fds=[file.fileno()])
 
     def wait_loaded(self, timeout: float) -> tuple[list[dict[str, Any]], str]:
         """Return what the fork server says of each pipeline, and of its libraries. Raises PipelineError."""
@@ -99,9 +152,47 @@ class Workers:
             raise PipelineError(answer[0])
         self._loaded = answer[0], answer[1]
 
+    def bury_fork_server(self, now: float) -> list[int]:
+        """Take note that the fork server died; return the numbers of the workers that died with it.
+
+        `restart` starts another: at once after the first death, after a while if that is not enough.
+        """
+        gone = list(self.channels)
+        for number in gone:
+            self._forget(number)
+        self._due.clear()
+        self.control.close()
+        self._control = None
+        if self._process is None:
+            raise RuntimeError("a fork server that was not started has died")
+        self._process.kill()
+        self._deaths = 0 if now - self._started >= _STEADY else self._deaths
+        pause = _PAUSES[min(self._deaths, len(_PAUSES) - 1)]
+        self._deaths += 1
+        self._started = now + pause
+        how = describe(self._process.wait())
+        then = f"starting another in {pause} s" if pause else "starting another"
+        _log.error("the fork server %s, death %d in a row; %s", how, self._deaths, then)
+        return gone
+
+    def restart(self, now: float) -> bool:
+        """Start another fork server if one is due; tell whether one was. One that never gets ready is killed."""
+        if self._control is None and now >= self._started:
+            self.start(now)
+            return True
+        if self._control and self._process and not self._filled and now >= self._started + LOAD_TIMEOUT:
+            _log.error("the fork server was not ready within %g s; killing it", LOAD_TIMEOUT)
+            self._process.kill()
+            self._filled = True  # once; that it is gone is about to be noticed
+        return False
+
+    # The workers.
+
     def fill(self, now: float) -> list[int]:
         """Fork all workers at once; return their numbers."""
-        return [self._fork(now) for _ in range(self.count)]
+        self._filled = True
+        self._due = [now] * self.count
+        return self.replace(now)
 
     def refill(self, now: float, kind: str, *answer: Any) -> list[int]:
         """Fork all workers from another fork server, once it has answered that the pipelines are ``loaded``.
@@ -119,42 +210,81 @@ class Workers:
                 raise PipelineError(f"{pipeline} was changed while it was served; restart the server to serve it")
         if versions != versions_before:
             raise PipelineError(f"{versions_before} became {versions} meanwhile; restart the server to use that")
-        self.open(self._stores)
+        with suppress(ChannelClosed):  # that it is gone is about to be noticed
+            self.open(self._stores)
         return self.fill(now)
 
     def replace(self, now: float) -> list[int]:
         """Fork the replacements that are due; return their numbers."""
         due = sum(at <= now for at in self._due)
         self._due = [at for at in self._due if at > now]
-        return [self._fork(now) for _ in range(due)]
+        return [number for _ in range(due) if (number := self._fork(now))]
 
-    def remove(self, number: int, now: float) -> None:
-        """Forget a worker that is gone, and plan its replacement."""
-        self.channels.pop(number).close()
-        del self._known_slots[number]
-        lived = now - self._born.pop(number)
-        self._due.append(now if lived >= _SHORT_LIFE else now + _SHORT_LIFE)
+    def remove(self, number: int, how: str, now: float) -> Lost:
+        """Forget a worker that ended in some way, plan its replacement, and say why it ended."""
+        worker = self._workers[number]
+        words, key = worker.watch.words, worker.watch.key
+        if worker.sent:
+            place = where(words)
+            reason = f"took more than {self.timeout:g} s (--sample-timeout)" + f"; it hung in: {place}" * bool(place)
+            _log.warning("worker %d %s; replacing it. Sample %s: %s\n%s", number, how, key, reason, words)
+        elif words:
+            reason = words
+            _log.warning("worker %d %s; replacing it. Sample %s: %s", number, how, key, words)
+        else:
+            reason = f"the worker process {how} on this {'sample' if key else 'shard'}, twice"
+            _log.warning("worker %d %s; replacing it", number, how)
+        self._due.append(now if now - worker.born >= _SHORT_LIFE else now + _SHORT_LIFE)
+        self._forget(number)
+        return Lost(reason, key)
 
-    def restart(self) -> list[int]:
-        """Start another fork server after one that died; return the numbers of the workers that died with it."""
-        gone = list(self.channels)
-        for channel in self.channels.values():
-            channel.close()
-        for state in (self.channels, self._known_slots, self._born, self._due):
-            state.clear()
-        self.control.close()
-        if self._process is not None:
-            self._process.kill()
-            _log.error("the fork server ended with %s; starting another", self._process.wait())
-        self.start()
-        return gone
+    def look(self, is_busy: Callable[[int], object], now: float) -> list[int]:
+        """End the workers that have been at one sample for too long; return those that not even SIGKILL has ended.
+
+        These never run again, but wait in the kernel for a disk. Time in which this process itself stood still does
+        not count: whatever stopped it may have stopped them.
+        """
+        if (elapsed := now - self._looked) < _LOOK_EVERY:
+            return []
+        elapsed, self._looked = min(elapsed, 2 * _LOOK_EVERY), now
+        beyond = []
+        for number, worker in self._workers.items():
+            if worker.beats != (beats := worker.watch.beats) or not is_busy(number):
+                worker.beats, worker.stalled = beats, 0.0
+                continue
+            worker.stalled += elapsed
+            if not beats:
+                if worker.stalled >= _BIRTH and self._process:
+                    _log.error("the fork server has not forked worker %d in %g s; killing it", number, _BIRTH)
+                    self._process.kill()
+                continue
+            over = worker.stalled - self.timeout
+            if over >= 2 * _GRACE:
+                beyond.append(number)
+            elif over >= _GRACE and worker.sent != signal.SIGKILL:
+                self._signal(number, signal.SIGKILL)
+            elif over >= 0 and not worker.sent:
+                self._signal(number, STUCK)
+        return beyond
+
+    def end_stuck(self, number: int) -> None:
+        """End a worker that hangs, and wait until it has, or leave it to the kernel."""
+        self._signal(number, STUCK)
+        with suppress(ChannelClosed, TimeoutError):
+            while True:
+                self.channels[number].receive(_GRACE)
+
+    def words(self, number: int) -> str:
+        """Return where a worker hung that was ended, or the last words of one that ended itself; "" if there are none."""
+        words = self._workers[number].watch.words
+        return where(words) or words
 
     def give(self, number: int, slot: Slot, *part: Any) -> None:
         """Give a part to a worker, which gets to know the slot if it does not yet.
 
         A worker that does not read is cut off, which ends it: the broker never waits for one.
         """
-        known = self._known_slots[number]
+        known = self._workers[number].slots
         fds = [] if slot.number in known else [slot.fd]
         known.add(slot.number)
         try:
@@ -168,19 +298,18 @@ class Workers:
 
         One that is too busy to be told keeps the slot until it is asked again.
         """
-        for number, known in self._known_slots.items():
-            if slot in known:
+        for number, worker in self._workers.items():
+            if slot in worker.slots:
                 with suppress(ChannelFull):
                     with suppress(ChannelClosed):  # it unmaps all it has
                         self.channels[number].send("drop", slot, wait=False)
-                    known.discard(slot)
-        return not any(slot in known for known in self._known_slots.values())
+                    worker.slots.discard(slot)
+        return not any(slot in worker.slots for worker in self._workers.values())
 
     def close(self) -> None:
         """End the fork server and the workers."""
-        for channel in self.channels.values():
-            channel.close()
-        self.channels.clear()
+        for number in list(self.channels):
+            self._forget(number)
         if self._control is not None:
             self._control.close()
         if self._process is not None:
@@ -188,12 +317,32 @@ class Workers:
             self._process.wait()
             self._process = None
 
-    def _fork(self, now: float) -> int:
+    def _fork(self, now: float) -> int | None:
+        try:
+            watch, fd = Watch.create()
+            with os.fdopen(fd) as file:
+                channel, end = Channel.pair()
+                with end, suppress(ChannelClosed):  # that the fork server is gone is about to be noticed
+                    self.control.send("fork", self._number + 1, fds=[end.fileno(), file.fileno()])
+        except OSError as error:  # out of descriptors or memory, which may pass
+            _log.error("no worker can be started (%s); trying again in %g s", error.strerror, _SHORT_LIFE)
+            self._due.append(now + _SHORT_LIFE)
+            return None
         self._number += 1
-        channel, end = Channel.pair()
-        with end, suppress(ChannelClosed):  # that the fork server is gone is about to be noticed
-            self.control.send("fork", self._number, fds=[end.fileno()])
         self.channels[self._number] = channel
-        self._known_slots[self._number] = set()
-        self._born[self._number] = now
+        self._workers[self._number] = _Worker(watch, now)
         return self._number
+
+    def _forget(self, number: int) -> None:
+        self.channels.pop(number).close()
+        self._workers.pop(number).watch.close()
+
+    def _signal(self, number: int, signum: int) -> None:
+        self._workers[number].sent = signum
+        with suppress(ChannelClosed, ChannelFull):  # it is asked again, or dies with the fork server
+            self.control.send("signal", number, signum, wait=False)
+
+
+def describe(code: int) -> str:
+    """Say how a process ended, by its exit code."""
+    return f"ended with signal {-code}" if code < 0 else f"ended with exit code {code}"

@@ -50,7 +50,6 @@ def stream(title: str = "train", number: int = 0) -> Stream:
         counts=COUNTS,
         catalog="catalog",
         fingerprint=f"{title}-print",
-        key=name,
     )
 
 
@@ -715,7 +714,7 @@ def test_of_many_bad_samples_some_are_described_and_all_are_counted(scene: Scene
 
 def test_reports_of_bad_samples_are_cut_to_size() -> None:
     """Names and reasons may be of any length; the header may not."""
-    long = Stream(0, "train", FIELDS, 32, ("a" * 999, "b" * 999), COUNTS, "catalog", "train-print", name)
+    long = Stream(0, "train", FIELDS, 32, ("a" * 999, "b" * 999), COUNTS, "catalog", "train-print")
     scene = Scene(streams=[long])
     scene.get(ANN, 0, on_error="skip")
     scene.get(ANN, 1, on_error="raise")
@@ -739,7 +738,7 @@ def test_what_a_dead_worker_had_in_hand_is_done_again(scene: Scene) -> None:
     scene.part(1)
     second = scene.part(1)
     third = scene.part(2)
-    scene.broker.lost(1, "died")
+    scene.broker.lost(1, "died", "")
     scene.done(third, 2)
     assert scene.broker.assigned(1) == 0
     parts = []
@@ -751,12 +750,49 @@ def test_what_a_dead_worker_had_in_hand_is_done_again(scene: Scene) -> None:
     assert scene.is_clean()
 
 
+def test_what_an_interrupted_worker_had_in_hand_is_done_again_as_it_was(scene: Scene) -> None:
+    """In the old order, however often; nothing is blamed, and nothing is taken for progress."""
+    scene.get(ANN, 0, samples=40)
+    for worker in range(5):
+        first, second = scene.part(worker), scene.part(worker)
+        assert [(work.first, work.rows, work.kills) for work in (first, second)] == [(0, 16, 0), (16, 16, 0)]
+        scene.broker.interrupted(worker)
+        assert scene.broker.assigned(worker) == 0
+    assert scene.broker.parts_done == 0
+    scene.finish()
+    assert scene.types() == [(ANN, "BATCH")]
+    assert scene.is_clean()
+
+
+def test_the_loss_of_a_worker_at_work_is_progress(scene: Scene) -> None:
+    """The second loss to a sample settles what becomes of it: a client should not give up just before."""
+    scene.broker.lost(1, "died", "")
+    assert scene.broker.parts_done == 0
+    scene.get(ANN, 0, samples=1)
+    for losses in (1, 2):
+        scene.part(losses)
+        scene.broker.lost(losses, "hung", "1:0")
+        assert scene.broker.parts_done == losses
+    assert scene.types() == [(ANN, "FAIL")]
+
+
+def test_a_worker_that_dies_before_it_knows_the_key_blames_the_shard(scene: Scene) -> None:
+    """It was opening that."""
+    scene.get(ANN, 0, samples=1, shard=0)
+    for worker in (1, 2):
+        scene.part(worker)
+        scene.broker.lost(worker, "hung", "")
+    ((_, fail),) = scene.sent()
+    assert isinstance(fail, Fail)
+    assert (fail.shard, fail.key, fail.reason, fail.retryable) == ("a.tar", "", "hung", False)
+
+
 def test_a_worker_may_die_with_nothing_in_hand(scene: Scene) -> None:
     """Nothing is done again."""
-    scene.broker.lost(1, "died")
+    scene.broker.lost(1, "died", "")
     scene.get(ANN, 0)
     scene.finish()
-    scene.broker.lost(0, "died")
+    scene.broker.lost(0, "died", "")
     assert scene.types() == [(ANN, "BATCH")]
 
 
@@ -767,7 +803,7 @@ def _kill_over(scene: Scene, row: int) -> None:
         if work is None:
             return
         if work.first <= row < work.first + work.rows:
-            scene.broker.lost(worker, "the worker died, twice")
+            scene.broker.lost(worker, "the worker died, twice", name(1, row))
         else:
             slot = work.build.slot
             assert slot is not None
@@ -799,9 +835,9 @@ def test_a_worker_that_dies_over_an_abandoned_batch_frees_it(scene: Scene) -> No
     for worker in (1, 1, 2):
         scene.part(worker)
     scene.cancel(ANN, 0)
-    scene.broker.lost(1, "died")
+    scene.broker.lost(1, "died", "")
     assert len(scene.pool.lent) == 1
-    scene.broker.lost(2, "died")
+    scene.broker.lost(2, "died", "")
     assert scene.pool.lent == []
     assert scene.broker.next_part(3) is None
     assert scene.is_clean()
@@ -811,10 +847,10 @@ def test_a_killer_ends_its_batch_while_the_dead_worker_had_more_of_it(scene: Sce
     """The memory is given back once."""
     scene.get(ANN, 0, samples=16)
     scene.part(1)
-    scene.broker.lost(1, "died")
+    scene.broker.lost(1, "died", "")
     scene.part(1)
     scene.part(1)
-    scene.broker.lost(1, "died again")
+    scene.broker.lost(1, "died again", "")
     assert scene.types() == [(ANN, "FAIL")]
     assert scene.pool.lent == []
     assert scene.is_clean()
@@ -899,7 +935,14 @@ class AnyOrder(RuleBasedStateMachine):
         if self.in_hand[worker]:
             self.kills.update((s, n) for s, n in self.in_hand[worker][0].samples.tolist())
             self.in_hand[worker].clear()
-        self.broker.lost(worker, "died")
+        self.broker.lost(worker, "died", "")
+        self.collect()
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def interrupted(self, worker: int) -> None:
+        """The fork server dies, and this worker with it: nobody is to blame."""
+        self.in_hand[worker].clear()
+        self.broker.interrupted(worker)
         self.collect()
 
     @precondition(lambda self: self.unsent)

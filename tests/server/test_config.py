@@ -153,6 +153,30 @@ def test_sizes_are_written_as_people_write_them(size: float | str, nbytes: int) 
     assert merge({"memory": size, "cache_bytes": size}).memory == nbytes
 
 
+@pytest.mark.parametrize(("value", "seconds"), [("0.5", 0.5), ("60", 60.0), (7, 7.0), (1.5, 1.5), ("86400", 86400.0)])
+def test_a_time_is_a_number_of_seconds(value: object, seconds: float) -> None:
+    """However it is given."""
+    assert merge({"sample_timeout": value}).sample_timeout == seconds
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "", "nan", "inf", "86401", True, []])
+def test_a_time_must_come(value: object) -> None:
+    """Neither at once nor never."""
+    with pytest.raises(UsageError) as caught:
+        merge({"sample_timeout": value})
+    assert str(caught.value) == (
+        f"sample_timeout={value!r}: expected a number of seconds, more than 0 and at most 86,400"
+    )
+
+
+def test_a_worker_may_have_a_limit() -> None:
+    """None unless it is given; one that not even an image fits in is a mistake."""
+    assert merge().worker_memory is None
+    assert merge({"worker_memory": "2GB"}).worker_memory == 2_000_000_000
+    with pytest.raises(UsageError, match=r"^worker_memory='2MB': expected 64MiB or more; leave it out for no limit$"):
+        merge({"worker_memory": "2MB"})
+
+
 @pytest.mark.parametrize(
     ("value", "expected"), [("1", True), ("true", True), ("YES", True), (True, True), ("0", False), ("", False)]
 )

@@ -1,13 +1,18 @@
+import errno
 import gzip
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from feedmill_protocol.errors import ShardError
 from feedmill_server import shards
+from feedmill_server.cache import replacing
 from feedmill_server.shards import Shard, ShardStore
 from feedmill_server.tar import Member, Source, walk
 from shardmaker import write_tar
@@ -50,7 +55,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def contents(shard: Shard) -> list[tuple[str, dict[str, bytes]]]:
     index = shard.index
     return [
-        (index.key(i), {extension: bytes(shard.read(*place)) for extension, place in index.members(i).items()})
+        (index.key(i), {extension: shard.read(*place) for extension, place in index.members(i).items()})
         for i in range(len(index))
     ]
 
@@ -74,18 +79,14 @@ def test_a_shard_gives_its_samples(data: Path, users: Path, *, compressed: bool)
         assert repr(store.open(0)).startswith("<Shard a.tar, open: <ShardIndex: 10 samples of jpg cls")
 
 
-def test_views_outlive_their_shard(path: Path) -> None:
-    """Bytes that were read stay when the shard is closed, and the file is let go of with the last of them."""
+def test_a_shard_is_closed_with_its_file(path: Path) -> None:
+    """It may be closed twice, and opened again."""
     before = descriptors()
     store = ShardStore([path])
     with store.open(0) as shard:
-        view = shard.read(*shard.index.members(3)["jpg"])
-        assert view.readonly
+        assert shard.read(*shard.index.members(3)["jpg"]) == b"jpeg 3"
     assert shard.closed
     shard.close()
-    assert bytes(view) == b"jpeg 3"
-    view.release()
-    del view
     assert descriptors() == before
     assert contents(store.open(0)) == SAMPLES
     store.close()
@@ -210,12 +211,102 @@ def test_what_is_no_file_is_an_error(data: Path, users: Path) -> None:
             store.open(i)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_shard_that_may_not_be_read_is_an_error(path: Path) -> None:
-    """The error says whose fault it is."""
-    path.chmod(0)
-    with pytest.raises(ShardError, match=r"Permission denied; let the server's user read it"):
-        ShardStore([path]).open(0)
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Be a user without rights, even if the tests run as root."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_shard_that_may_not_be_read_is_an_error() -> None:
+    """The error says whose fault it is; a shard that is open stays open."""
+    with tempfile.TemporaryDirectory() as folder:  # unlike pytest's, in a folder that everybody may look into
+        Path(folder).chmod(0o755)
+        paths = [write_tar(Path(folder) / f"{i}.tar", SAMPLES) for i in range(2)]
+        with ShardStore(paths) as store:
+            shard = store.open(0)
+            for path in paths:
+                path.chmod(0)
+            with somebody_else(), pytest.raises(ShardError, match=r"Permission denied; let the server's user read it"):
+                store.open(1)
+            assert contents(shard) == SAMPLES
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "rewritten"])
+def test_a_shard_that_is_written_to_while_it_is_open_gives_no_other_bytes(path: Path, harm: str) -> None:
+    """Whatever is written: the error names the shard, and no process dies of it."""
+    with ShardStore([path]) as store:
+        shard = store.open(0)
+        place = shard.index.members(9)["jpg"]
+        assert shard.read(*place) == b"jpeg 9"
+        data = path.read_bytes()
+        with path.open("r+b") as file:
+            if harm == "rewritten":
+                file.write(data.replace(b"jpeg", b"JPEG"))
+            else:
+                file.truncate(1000 if harm == "cut" else 0)
+        os.utime(path, (1, 1))  # the clock of a file system may tick a hundred times a second only
+        with pytest.raises(ShardError, match=r"^shard a.tar: changed since it was indexed"):
+            shard.read(*place)
+
+
+def test_a_shard_that_is_deleted_while_it_is_open_can_be_read_to_its_end(path: Path) -> None:
+    """Its bytes are what they were; those who come later are told."""
+    with ShardStore([path]) as store, ShardStore([path]) as late:
+        shard = store.open(0)
+        path.unlink()
+        assert contents(shard) == SAMPLES
+        with pytest.raises(ShardError, match=r"^shard a.tar: .*No such file or directory; check path and disk"):
+            late.open(0)
+
+
+def test_a_disk_that_fails_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says which bytes of which shard."""
+
+    def fail(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with ShardStore([path]) as store:
+        shard = store.open(0)
+        monkeypatch.setattr(os, "pread", fail)
+        with pytest.raises(ShardError, match=r"^shard a.tar: 6 bytes at offset 512 cannot be read: Input/output error"):
+            shard.read(512, 6)
+
+
+def test_a_disk_that_gives_a_read_in_pieces_gives_all_of_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read may be short wherever it likes."""
+    pread = os.pread
+    with ShardStore([path]) as store:
+        shard = store.open(0)
+        monkeypatch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 2), offset))
+        assert contents(shard) == SAMPLES
+
+
+def test_a_full_disk_keeps_no_index_from_being_used(
+    path: Path, users: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is made anew at every start, and one line says why; no half of one is left."""
+
+    @contextmanager
+    def full(target: Path) -> Iterator[BinaryIO]:
+        with replacing(target) as file, Path("/dev/full").open("wb", buffering=0) as disk:
+            os.dup2(disk.fileno(), file.fileno())
+            yield file
+
+    monkeypatch.setattr(shards, "replacing", full)
+    for _ in range(2):
+        with ShardStore([path]) as store:
+            assert contents(store.open(0)) == SAMPLES
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert f"({users}/indexes/" in caplog.messages[0]
+    assert "No space left on device); shards will be scanned at every start" in caplog.messages[0]
+    assert [file for file in (path.parent, users) for file in file.rglob("*.tmp")] == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +16,13 @@ from feedmill_protocol import limits
 from feedmill_protocol.hashing import sample_seeds
 from feedmill_protocol.tensors import FieldSpec, offsets
 from feedmill_server import Pipeline
-from feedmill_server.channel import Channel
+from feedmill_server.channel import Channel, ChannelClosed
 from feedmill_server.pictures import write_shards
 from feedmill_server.randomness import seed_generators
 from feedmill_server.shards import ShardStore
 from feedmill_server.slots import Slot
-from feedmill_server.worker import Mill, work
+from feedmill_server.watch import Watch
+from feedmill_server.worker import Exhausted, Mill, work
 from shardmaker import write_tar
 
 SEED, EPOCH = 11, 3
@@ -64,8 +67,18 @@ class Worker:
     def __init__(self, mills: Sequence[Mill]) -> None:
         self.channel, end = Channel.pair()
         self._theirs = Channel(end)
-        self._thread = threading.Thread(target=work, args=(self._theirs, mills))
+        self.watch, fd = Watch.create()
+        os.close(fd)
+        self.exhausted: Exhausted | None = None
+        self._thread = threading.Thread(target=self._work, args=(mills,))
         self._thread.start()
+
+    def _work(self, mills: Sequence[Mill]) -> None:
+        try:
+            work(self._theirs, mills, self.watch)
+        except Exhausted as error:
+            self.exhausted = error.with_traceback(None)  # whose frames have the slots
+            self._theirs.end()
 
     def ask(self, *message: Any, fds: Sequence[int] = ()) -> list[Any]:
         self.channel.send(*message, fds=fds)
@@ -97,6 +110,7 @@ class Worker:
         self._thread.join(30)
         self._theirs.close()
         assert not self._thread.is_alive()
+        self.watch.close()
 
 
 @pytest.fixture
@@ -147,7 +161,7 @@ def by_hand(paths: Sequence[Path], pipeline: Pipeline, shard: int, index: int) -
     """Make a sample as the documentation says that a worker makes it."""
     with ShardStore(paths) as store:
         opened = store.open(shard)
-        members = {e: bytes(opened.read(*place)) for e, place in opened.index.members(index).items()}
+        members = {e: opened.read(*place) for e, place in opened.index.members(index).items()}
     seed_generators(int(sample_seeds(SEED, EPOCH, shard, index)[0]))
     return pipeline(members)
 
@@ -324,9 +338,12 @@ def test_workers_work_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = Channel.pair()
     ours.close()
     end = Channel(theirs)
-    work(end, [])
+    watch, fd = Watch.create()
+    os.close(fd)
+    work(end, [], watch)
     end.close()
-    assert threads == [1]
+    assert (threads, watch.beats) == ([1], 1)
+    watch.close()
 
 
 def test_images_of_other_modes_become_rows(start: Callable[..., Worker], tmp_path: Path, slot: Slot) -> None:
@@ -342,3 +359,70 @@ def test_images_of_other_modes_become_rows(start: Callable[..., Worker], tmp_pat
     _, bad = start((Pipeline("png", decode="rgb8"), [path])).part(slot, fields, 3, 0, [(0, 0), (0, 1), (0, 2)])
     assert bad == []
     assert block(slot, fields, 3)[0][:2, 0, 0].tolist() == [[200] * 3, [1, 2, 3]]
+
+
+# What does not leave a worker alone.
+
+
+def _notes(seen: list[tuple[int, str]], workers: list[Worker]) -> Callable[[int], int]:
+    def note(value: int) -> int:
+        seen.append((workers[0].watch.beats, workers[0].watch.key))
+        return value
+
+    return note
+
+
+def test_a_worker_beats_after_every_sample_and_says_which_is_in_hand(
+    start: Callable[..., Worker], tmp_path: Path, slot: Slot
+) -> None:
+    """The key is there while the transform runs, and none between two samples."""
+    path = numbers(tmp_path, [5, "x", 7])
+    seen: list[tuple[int, str]] = []
+    workers: list[Worker] = []
+    workers.append(start((Pipeline("cls", transforms=[_notes(seen, workers)]), [path])))
+    workers[0].part(slot, (FieldSpec("cls", "int64", ()),), 3, 0, [(0, 0), (0, 1), (0, 2)])
+    assert seen == [(1, "000"), (3, "002")]
+    assert (workers[0].watch.beats, workers[0].watch.key) == (4, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (MemoryError("no room"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), False),
+    ],
+    ids=["memory", "torch", "descriptors"],
+)
+def test_a_worker_that_runs_out_of_something_ends(
+    start: Callable[..., Worker], tmp_path: Path, slot: Slot, error: Exception, *, memory: bool
+) -> None:
+    """It reports nothing bad: another worker, which has all there is, is to try the sample again."""
+
+    def _use_up(_: object) -> None:
+        raise error
+
+    worker = start((Pipeline("cls", transforms=[_use_up]), [numbers(tmp_path, [1])]))
+    with pytest.raises(ChannelClosed):
+        worker.part(slot, (FieldSpec("cls", "int64", ()),), 1, 0, [(0, 0)])
+    worker.close()
+    assert worker.exhausted is not None
+    assert worker.exhausted.memory is memory
+    assert str(error) in str(worker.exhausted)
+    error.__traceback__ = None  # whose frames have the slot
+
+
+def test_other_errors_of_the_system_are_the_samples_own(
+    start: Callable[..., Worker], tmp_path: Path, slot: Slot
+) -> None:
+    """A transform that looks for a file which is not there fails for every worker."""
+
+    def _look(_: object) -> None:
+        raise OSError(errno.ENOENT, "No such file or directory", "mask.png")
+
+    worker = start((Pipeline("cls", transforms=[_look]), [numbers(tmp_path, [1])]))
+    _, ((_, _, key, reason),) = worker.part(slot, (FieldSpec("cls", "int64", ()),), 1, 0, [(0, 0)])
+    assert (key, reason) == ("000", "FileNotFoundError: [Errno 2] No such file or directory: 'mask.png'")

@@ -1,3 +1,7 @@
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -7,7 +11,8 @@ import pytest
 from feedmill_protocol.errors import PipelineError
 from feedmill_server.channel import Channel, ChannelClosed
 from feedmill_server.slots import Slot
-from feedmill_server.workers import Workers
+from feedmill_server.watch import STUCK, Watch
+from feedmill_server.workers import LOAD_TIMEOUT, Workers, _Worker
 
 LOADED = ([{"fields": [["x", ["jpg"]]], "batch_size": 8, "source": "abc"}], "torch 2, feedmill 1, python 3.11")
 
@@ -15,7 +20,7 @@ LOADED = ([{"fields": [["x", ["jpg"]]], "batch_size": 8, "source": "abc"}], "tor
 @pytest.fixture
 def workers() -> Iterator[Workers]:
     """Two workers to be, whose fork server is played by the test."""
-    made = Workers(2, [("mine.py:train", False)], "")
+    made = Workers(2, [("mine.py:train", False)], "", timeout=5.0, memory=None)
     made._loaded = LOADED
     made._control, end = Channel.pair()
     with end:
@@ -27,7 +32,9 @@ def workers() -> Iterator[Workers]:
 def worker(workers: Workers) -> Iterator[Channel]:
     """Play worker 1."""
     workers.channels[1], end = Channel.pair()
-    workers._known_slots[1] = set()
+    watch, fd = Watch.create()
+    os.close(fd)
+    workers._workers[1] = _Worker(watch, born=0.0)
     worker = Channel(end)
     yield worker
     worker.close()
@@ -65,7 +72,7 @@ def test_pipelines_that_are_what_they_were_are_served_again(workers: Workers) ->
 def test_a_busy_worker_is_told_later_of_slots_that_are_gone(workers: Workers, worker: Channel, slot: Slot) -> None:
     """The broker does not wait for it, and forgets none of them."""
     gone = range(2000)
-    workers._known_slots[1].update(gone)
+    workers._workers[1].slots.update(gone)
     left = [number for number in gone if not workers.drop(number)]
     assert 0 < len(left) < len(gone)
     told: list[list[Any]] = []
@@ -101,3 +108,170 @@ def test_no_worker_is_forked_by_a_dead_fork_server(workers: Workers) -> None:
     (number,) = workers.replace(0.0)
     with pytest.raises(ChannelClosed):
         workers.channels[number].receive(0)
+
+
+# Workers that hang.
+
+
+def look(workers: Workers, seconds: float, *, busy: bool = True) -> list[int]:
+    """Let time pass as it does for a broker; return who cannot be ended."""
+    beyond: list[int] = []
+    for _ in range(round(4 * seconds)):
+        clock[0] += 0.25
+        beyond = workers.look(lambda _: busy, clock[0])
+    return beyond
+
+
+clock = [1000.0]
+
+
+def signals(fork_server: Channel) -> list[int]:
+    """Return what the fork server was told to send."""
+    sent = []
+    with suppress(TimeoutError):
+        while True:
+            (kind, number, signum), _ = fork_server.receive(0)
+            assert (kind, number) == ("signal", 1)
+            sent.append(signum)
+    return sent
+
+
+@pytest.fixture
+def fork_server(workers: Workers) -> Iterator[Channel]:
+    """Play the fork server."""
+    workers.control.close()
+    workers._control, end = Channel.pair()
+    fork_server = Channel(end)
+    yield fork_server
+    fork_server.close()
+
+
+def test_a_worker_that_makes_no_progress_is_ended_in_ever_harder_ways(
+    workers: Workers, worker: Channel, fork_server: Channel
+) -> None:
+    """First it may say where it is, then it is killed, and then it is given up."""
+    workers._workers[1].watch.beat()
+    look(workers, 0.25)
+    assert look(workers, 4.75) == []
+    assert signals(fork_server) == []
+    assert look(workers, 0.5) == []
+    assert signals(fork_server) == [STUCK]
+    assert look(workers, 1.0) == []
+    assert signals(fork_server) == [signal.SIGKILL]
+    assert look(workers, 1.0) == [1]
+    assert signals(fork_server) == []
+
+
+def test_a_worker_that_gets_on_or_has_nothing_to_do_is_left_alone(
+    workers: Workers, worker: Channel, fork_server: Channel
+) -> None:
+    """The time-out is for one sample, not for a part; a worker that waits for work does not hang."""
+    for _ in range(3):
+        workers._workers[1].watch.beat()
+        look(workers, 4.75)
+    look(workers, 20.0, busy=False)
+    assert signals(fork_server) == []
+
+
+def test_time_in_which_the_broker_stood_still_does_not_count(
+    workers: Workers, worker: Channel, fork_server: Channel
+) -> None:
+    """A container that is paused stops workers too."""
+    workers._workers[1].watch.beat()
+    look(workers, 4.0)
+    clock[0] += 3600.0
+    look(workers, 0.5)
+    assert signals(fork_server) == []
+
+
+def test_the_end_of_a_worker_that_hung_says_where(
+    workers: Workers, worker: Channel, fork_server: Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reason in short, the log with the whole stack; the key is that of the sample in hand."""
+    watch = workers._workers[1].watch
+    watch.beat()
+    watch.begin("0007")
+    look(workers, 6.0)
+    stack = 'Stack (most recent call first):\n  File "/home/me/augment.py", line 12 in wait\n'
+    watch.say(stack)
+    reason = "took more than 5 s (--sample-timeout); it hung in: augment.py:12 in wait"
+    assert workers.remove(1, "ended with signal 12", clock[0]) == (reason, "0007")
+    assert caplog.messages == [f"worker 1 ended with signal 12; replacing it. Sample 0007: {reason}\n{stack}"]
+
+
+def test_a_worker_that_is_never_forked_is_the_fork_servers_fault(
+    workers: Workers, worker: Channel, fork_server: Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That one is killed, and no sample blamed."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        workers._process = process
+        look(workers, 9.5)
+        assert process.poll() is None
+        assert look(workers, 1.0) == []
+        assert process.wait(5) == -signal.SIGKILL
+    assert signals(fork_server) == []
+    assert caplog.messages[0] == "the fork server has not forked worker 1 in 10 s; killing it"
+
+
+# Fork servers that die.
+
+
+@pytest.fixture
+def mortal(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Workers:
+    """Have fork servers be processes that do nothing."""
+
+    def start(now: float) -> None:
+        workers._started, workers._filled = now, False
+        workers._control, end = Channel.pair()
+        with end:
+            workers._process = subprocess.Popen(["/bin/sleep", "60"])
+
+    monkeypatch.setattr(workers, "start", start)
+    workers.control.close()
+    workers.start(0.0)
+    return workers
+
+
+def test_a_fork_server_that_keeps_dying_is_replaced_ever_later(
+    mortal: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, then after a pause that grows to half a minute; after a good minute, at once again."""
+    now = 10.0
+    for pause in (0, 1, 2, 4, 8, 16, 30, 30):
+        mortal.bury_fork_server(now)
+        assert not mortal.is_control(0)
+        assert not pause or not mortal.restart(now + pause - 0.1)
+        now += pause
+        assert mortal.restart(now)
+        assert not mortal.restart(now)
+        now += 1.0
+    assert caplog.messages[0] == "the fork server ended with signal 9, death 1 in a row; starting another"
+    assert caplog.messages[3] == "the fork server ended with signal 9, death 4 in a row; starting another in 4 s"
+    mortal.bury_fork_server(now + 60.0)
+    assert mortal.restart(now + 60.0)
+
+
+def test_a_fork_server_that_never_gets_ready_is_killed(mortal: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    """A disk may hang while it imports."""
+    assert not mortal.restart(LOAD_TIMEOUT - 1)
+    assert mortal._process is not None
+    assert mortal._process.poll() is None
+    assert not mortal.restart(LOAD_TIMEOUT)
+    assert mortal._process.wait(5) == -signal.SIGKILL
+    assert caplog.messages == ["the fork server was not ready within 120 s; killing it"]
+
+
+def test_workers_that_cannot_be_started_are_started_later(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Out of descriptors, for example; what is there goes on meanwhile."""
+
+    def _refuse() -> tuple[Watch, int]:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "create", _refuse)
+        assert workers.fill(0.0) == []
+    assert caplog.messages == ["no worker can be started (Too many open files); trying again in 1 s"] * 2
+    assert workers.replace(0.5) == []
+    assert len(workers.replace(1.0)) == 2

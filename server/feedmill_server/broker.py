@@ -247,6 +247,10 @@ class Broker(Generic[M]):
         """How many parts a worker has in hand."""
         return len(self._assigned.get(worker, ()))
 
+    def is_tried(self, worker: int) -> bool:
+        """Tell whether a worker has work that cost one before. Nothing else should have to wait behind that."""
+        return any(work.kills for work in self._assigned.get(worker, ()))
+
     def done(self, worker: int, keys: Sequence[str], bad: Sequence[Bad]) -> None:
         """Take what a worker reports of the first part that it had in hand."""
         work = self._assigned[worker].popleft()
@@ -257,30 +261,35 @@ class Broker(Generic[M]):
         build.bad.extend(bad)
         self._settle(build)
 
-    def lost(self, worker: int, reason: str, key: str) -> None:
-        """Take back what a dead worker had in hand. It died of the first part, and there of the sample ``key``.
+    def lost(self, worker: int, reason: str, row: int, key: str) -> None:
+        """Take back what a dead worker had in hand. It died of the first part, and there of a row with this key.
 
-        A key of "" says that it had not come to know that: it died of the shard.
+        If the row is none of that part, of its first one; a key of "" says that it died of the shard.
         """
         in_hand = self._assigned.pop(worker, deque())
-        self.parts_done += bool(in_hand)  # the second loss is the last: clients may see it as progress
-        for position, work in enumerate(in_hand):
-            build = work.build
-            build.running -= 1
-            work.kills += position == 0
-            if work.kills >= KILLS and work.rows == 1:
-                build.keys[work.first] = key
-                build.bad.append(Bad(work.first, int(work.samples[0, 0]), key, reason))
-            elif position == 0:
-                singles = [Work(build, row, 1, work.kills) for row in range(work.first, work.first + work.rows)]
-                build.parts.extendleft(reversed(singles))
-            else:
-                build.parts.appendleft(work)
-            self._settle(build)
+        if not in_hand:
+            return
+        self.parts_done += 1  # the second loss is the last: clients may see it as progress
+        work = in_hand.popleft()
+        self._put_back(in_hand)
+        build, first, stop = work.build, work.first, work.first + work.rows
+        row = row if first <= row < stop else first
+        build.running -= 1
+        alone = Work(build, row, 1, work.kills + 1)
+        if alone.kills >= KILLS:
+            build.keys[row] = key
+            build.bad.append(Bad(row, int(alone.samples[0, 0]), key, reason))
+        else:
+            others = [Work(build, first, row - first), Work(build, row + 1, stop - row - 1)]
+            build.parts.extendleft(part for part in (*others, alone) if part.rows)
+        self._settle(build)
 
     def interrupted(self, worker: int) -> None:
         """Take back what a worker had in hand that died through no fault of its own."""
-        for work in reversed(self._assigned.pop(worker, deque())):
+        self._put_back(self._assigned.pop(worker, deque()))
+
+    def _put_back(self, works: deque[Work[M]]) -> None:
+        for work in reversed(works):
             work.build.running -= 1
             work.build.parts.appendleft(work)
             self._settle(work.build)

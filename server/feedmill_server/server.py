@@ -67,7 +67,7 @@ _log = logging.getLogger(__name__)
 
 
 def descriptors(workers: int) -> int:
-    """Return how many descriptors a server needs at least: for slots, for workers, and some for clients and the rest."""
+    """Return how many descriptors a server needs at least: for slots, workers, clients and the rest."""
     return 2 * MAX_SLOTS + 2 * workers + _CLIENTS
 
 
@@ -353,7 +353,7 @@ class Server:
         self._unpin()
         for depth in range(_IN_HAND):
             for number in self._workers.channels:
-                if self._broker.assigned(number) > depth:
+                if self._broker.assigned(number) > depth or self._broker.is_tried(number):
                     continue
                 if (work := self._broker.next_part(number)) is None:
                     break

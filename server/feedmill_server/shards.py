@@ -63,7 +63,7 @@ class Shard:
         return f"<Shard {self.name}, {'closed' if self.closed else 'open'}: {self.index!r}>"
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return ``size`` bytes at ``offset``. Raises ShardError if they cannot be read, or the file is not in its stamp's state."""
+        """Return ``size`` bytes at ``offset``. Raises ShardError if they cannot be read, or the file has changed."""
         if not 0 <= offset <= offset + size <= self._stamp.size:
             raise ShardError(
                 self.name,

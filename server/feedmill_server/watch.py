@@ -4,7 +4,7 @@ The rule of this file: the worker writes, the broker reads, and neither waits fo
 worker that is stuck in whatever it may be (a loop, a read that blocks, C code that holds the GIL) where it is stuck:
 one signal has `faulthandler`, in C, write the Python stack, and ends the process.
 
-Layout: the count of beats (8 bytes), the length of the key (4) and the key of the sample in hand, the words.
+Layout: the count of beats (8 bytes); the row (8), the length of the key (4) and the key of the sample in hand; words.
 """
 
 import faulthandler
@@ -26,7 +26,7 @@ STUCK: Final = signal.SIGUSR2
 _BYTES: Final = 64 * 1024
 """Room for the innermost hundred calls. What nobody writes to takes no memory."""
 
-_KEY: Final = 12
+_KEY: Final = 20
 _WORDS: Final = _KEY + KEY_BYTES + 1
 
 _FRAMES: Final = 4
@@ -41,8 +41,8 @@ class Watch:
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, _BYTES)
-        self._beats = memoryview(self._map)[:8].cast("Q")
-        self._size = memoryview(self._map)[8:_KEY].cast("I")
+        self._numbers = memoryview(self._map)[:16].cast("q")  # beats, row
+        self._size = memoryview(self._map)[16:_KEY].cast("I")
 
     @classmethod
     def create(cls) -> tuple[Self, int]:
@@ -63,16 +63,18 @@ class Watch:
         signal.signal(STUCK, signal.SIG_DFL)  # what comes after the stack
         faulthandler.register(STUCK, file=fd, all_threads=False, chain=True)
 
-    def begin(self, key: str) -> None:
-        """Say which sample is in hand."""
+    def begin(self, row: int, key: str) -> None:
+        """Say which sample is in hand, by its row of the batch and, as soon as that is known, its key."""
         data = key.encode()
         self._map[_KEY : _KEY + len(data)] = data
         self._size[0] = len(data)
+        self._numbers[1] = row
 
     def beat(self) -> None:
         """Say that a sample is done, and none in hand."""
         self._size[0] = 0
-        self._beats[0] += 1
+        self._numbers[1] = -1
+        self._numbers[0] += 1
 
     def say(self, words: str) -> None:
         """Leave last words."""
@@ -84,7 +86,12 @@ class Watch:
     @property
     def beats(self) -> int:
         """How many samples were done, and one for the worker's own start."""
-        return self._beats[0]
+        return self._numbers[0]
+
+    @property
+    def row(self) -> int:
+        """The row of the sample in hand, -1 between two."""
+        return self._numbers[1]
 
     @property
     def key(self) -> str:
@@ -98,7 +105,7 @@ class Watch:
 
     def close(self) -> None:
         """Let go of the memory."""
-        self._beats.release()
+        self._numbers.release()
         self._size.release()
         self._map.close()
 

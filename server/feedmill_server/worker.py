@@ -115,9 +115,10 @@ def _part(
     bad = []
     for row, ((shard, index), sample_seed) in enumerate(zip(wanted.tolist(), seeds.tolist(), strict=True), first):
         key = ""
+        watch.begin(row, key)
         try:
             key = mill.key(shard, index)
-            watch.begin(key)
+            watch.begin(row, key)
             places = [target[row] for target in targets]
             values = mill.sample(shard, index, sample_seed, places)
             for place, spec, value in zip(places, specs, values, strict=True):

@@ -49,9 +49,10 @@ _log = logging.getLogger(__name__)
 
 
 class Lost(NamedTuple):
-    """What became of a worker: the ``reason`` that it gives for ending, and the ``key`` of the sample in its hands."""
+    """Why a worker ended, for people, and ``row`` and ``key`` of the sample in its hands: -1 and "" for none."""
 
     reason: str
+    row: int
     key: str
 
 
@@ -223,7 +224,7 @@ class Workers:
     def remove(self, number: int, how: str, now: float) -> Lost:
         """Forget a worker that ended in some way, plan its replacement, and say why it ended."""
         worker = self._workers[number]
-        words, key = worker.watch.words, worker.watch.key
+        words, row, key = worker.watch.words, worker.watch.row, worker.watch.key
         if worker.sent:
             place = where(words)
             reason = f"took more than {self.timeout:g} s (--sample-timeout)" + f"; it hung in: {place}" * bool(place)
@@ -236,7 +237,7 @@ class Workers:
             _log.warning("worker %d %s; replacing it", number, how)
         self._due.append(now if now - worker.born >= _SHORT_LIFE else now + _SHORT_LIFE)
         self._forget(number)
-        return Lost(reason, key)
+        return Lost(reason, row, key)
 
     def look(self, is_busy: Callable[[int], object], now: float) -> list[int]:
         """End the workers that have been at one sample for too long; return those that not even SIGKILL has ended.
@@ -275,7 +276,7 @@ class Workers:
                 self.channels[number].receive(_GRACE)
 
     def words(self, number: int) -> str:
-        """Return where a worker hung that was ended, or the last words of one that ended itself; "" if there are none."""
+        """Return where a worker that was ended hung, or the last words of one that ended itself; or ""."""
         words = self._workers[number].watch.words
         return where(words) or words
 

@@ -732,22 +732,47 @@ def test_reports_of_bad_samples_are_cut_to_size() -> None:
 # Workers that die.
 
 
-def test_what_a_dead_worker_had_in_hand_is_done_again(scene: Scene) -> None:
-    """The part that it died of sample by sample, so that one alone is to blame; the next one as it was."""
-    scene.get(ANN, 0, samples=48)
+@pytest.mark.parametrize(
+    ("row", "again"),
+    [
+        (21, [(21, 1, 1), (22, 10, 0), (16, 5, 0)]),
+        (16, [(16, 1, 1), (17, 15, 0)]),
+        (31, [(31, 1, 1), (16, 15, 0)]),
+        (-1, [(16, 1, 1), (17, 15, 0)]),
+        (32, [(16, 1, 1), (17, 15, 0)]),
+    ],
+    ids=["middle", "first", "last", "none", "other"],
+)
+def test_what_a_dead_worker_had_in_hand_is_done_again(
+    scene: Scene, row: int, again: list[tuple[int, int, int]]
+) -> None:
+    """The row that it died of alone, and first; the others, and the next part, as they were."""
+    scene.get(ANN, 0, samples=64)
+    first = scene.part(2)
+    assert scene.part(1).first == 16
     scene.part(1)
-    second = scene.part(1)
-    third = scene.part(2)
-    scene.broker.lost(1, "died", "")
-    scene.done(third, 2)
+    scene.broker.lost(1, "died", row, "")
+    scene.done(first, 2)
     assert scene.broker.assigned(1) == 0
     parts = []
     while work := scene.broker.next_part(3):
         parts.append((work.first, work.rows, work.kills))
         scene.done(work, 3)
-    assert sorted(parts) == [(row, 1, 1) for row in range(16)] + [(second.first, 16, 0)]
+    assert parts == [*again, (32, 16, 0), (48, 16, 0)]
     assert scene.types() == [(ANN, "BATCH")]
     assert scene.is_clean()
+
+
+def test_nothing_waits_behind_what_cost_a_worker(scene: Scene) -> None:
+    """A sample that hangs twice would hold up twice what was given to the same worker."""
+    scene.get(ANN, 0, samples=32)
+    scene.part(1)
+    assert not scene.broker.is_tried(1)
+    scene.broker.lost(1, "hung", 3, "1:3")
+    single = scene.part(2)
+    assert (single.rows, scene.broker.is_tried(2), scene.broker.is_tried(3)) == (1, True, False)
+    scene.done(single, 2)
+    assert not scene.broker.is_tried(2)
 
 
 def test_what_an_interrupted_worker_had_in_hand_is_done_again_as_it_was(scene: Scene) -> None:
@@ -766,12 +791,12 @@ def test_what_an_interrupted_worker_had_in_hand_is_done_again_as_it_was(scene: S
 
 def test_the_loss_of_a_worker_at_work_is_progress(scene: Scene) -> None:
     """The second loss to a sample settles what becomes of it: a client should not give up just before."""
-    scene.broker.lost(1, "died", "")
+    scene.broker.lost(1, "died", -1, "")
     assert scene.broker.parts_done == 0
     scene.get(ANN, 0, samples=1)
     for losses in (1, 2):
         scene.part(losses)
-        scene.broker.lost(losses, "hung", "1:0")
+        scene.broker.lost(losses, "hung", 0, "1:0")
         assert scene.broker.parts_done == losses
     assert scene.types() == [(ANN, "FAIL")]
 
@@ -781,7 +806,7 @@ def test_a_worker_that_dies_before_it_knows_the_key_blames_the_shard(scene: Scen
     scene.get(ANN, 0, samples=1, shard=0)
     for worker in (1, 2):
         scene.part(worker)
-        scene.broker.lost(worker, "hung", "")
+        scene.broker.lost(worker, "hung", 0, "")
     ((_, fail),) = scene.sent()
     assert isinstance(fail, Fail)
     assert (fail.shard, fail.key, fail.reason, fail.retryable) == ("a.tar", "", "hung", False)
@@ -789,10 +814,10 @@ def test_a_worker_that_dies_before_it_knows_the_key_blames_the_shard(scene: Scen
 
 def test_a_worker_may_die_with_nothing_in_hand(scene: Scene) -> None:
     """Nothing is done again."""
-    scene.broker.lost(1, "died", "")
+    scene.broker.lost(1, "died", -1, "")
     scene.get(ANN, 0)
     scene.finish()
-    scene.broker.lost(0, "died", "")
+    scene.broker.lost(0, "died", -1, "")
     assert scene.types() == [(ANN, "BATCH")]
 
 
@@ -803,7 +828,7 @@ def _kill_over(scene: Scene, row: int) -> None:
         if work is None:
             return
         if work.first <= row < work.first + work.rows:
-            scene.broker.lost(worker, "the worker died, twice", name(1, row))
+            scene.broker.lost(worker, "the worker died, twice", row, name(1, row))
         else:
             slot = work.build.slot
             assert slot is not None
@@ -835,9 +860,9 @@ def test_a_worker_that_dies_over_an_abandoned_batch_frees_it(scene: Scene) -> No
     for worker in (1, 1, 2):
         scene.part(worker)
     scene.cancel(ANN, 0)
-    scene.broker.lost(1, "died", "")
+    scene.broker.lost(1, "died", -1, "")
     assert len(scene.pool.lent) == 1
-    scene.broker.lost(2, "died", "")
+    scene.broker.lost(2, "died", -1, "")
     assert scene.pool.lent == []
     assert scene.broker.next_part(3) is None
     assert scene.is_clean()
@@ -847,10 +872,10 @@ def test_a_killer_ends_its_batch_while_the_dead_worker_had_more_of_it(scene: Sce
     """The memory is given back once."""
     scene.get(ANN, 0, samples=16)
     scene.part(1)
-    scene.broker.lost(1, "died", "")
+    scene.broker.lost(1, "died", -1, "")
     scene.part(1)
     scene.part(1)
-    scene.broker.lost(1, "died again", "")
+    scene.broker.lost(1, "died again", -1, "")
     assert scene.types() == [(ANN, "FAIL")]
     assert scene.pool.lent == []
     assert scene.is_clean()
@@ -930,17 +955,21 @@ class AnyOrder(RuleBasedStateMachine):
             self.scene.done(work, worker, bad=bad)
             self.collect()
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def lost(self, worker: int) -> None:
+    @rule(worker=st.sampled_from(WORKERS), at=st.integers(-1, 40))
+    def lost(self, worker: int, at: int) -> None:
+        row = -1
         if self.in_hand[worker]:
-            self.kills.update((s, n) for s, n in self.in_hand[worker][0].samples.tolist())
+            work = self.in_hand[worker][0]
+            shard, index = work.samples[at if 0 <= at < work.rows else 0].tolist()
+            self.kills[shard, index] += 1
+            row = work.first + at if at >= 0 else -1
             self.in_hand[worker].clear()
-        self.broker.lost(worker, "died", "")
+        self.broker.lost(worker, "died", row, "")
         self.collect()
 
     @rule(worker=st.sampled_from(WORKERS))
     def interrupted(self, worker: int) -> None:
-        """The fork server dies, and this worker with it: nobody is to blame."""
+        """End a worker with its fork server: nobody is to blame."""
         self.in_hand[worker].clear()
         self.broker.interrupted(worker)
         self.collect()

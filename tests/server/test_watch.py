@@ -74,12 +74,12 @@ def test_a_watch_shows_the_sample_in_hand(made: tuple[Watch, int]) -> None:
     watch, fd = made
     other = Watch(fd)
     assert (other.beats, other.key, other.words) == (0, "", "")
-    for key in ("größer", "k" * 1023, "short"):
-        watch.begin(key)
-        assert other.key == key
+    for row, key in enumerate(("größer", "k" * 1023, "short", "")):
+        watch.begin(row, key)
+        assert (other.row, other.key) == (row, key)
         watch.beat()
-        assert other.key == ""
-    assert other.beats == 3
+        assert (other.row, other.key) == (-1, "")
+    assert other.beats == 4
     watch.say("w" * 100_000)
     assert set(other.words) == {"w"}
     assert other.key == ""
@@ -93,7 +93,8 @@ def test_a_beat_costs_nothing_that_one_would_notice(made: tuple[Watch, int]) -> 
     for _ in range(20):
         begun = time.perf_counter()
         for _ in range(100):
-            watch.begin("n01440764/ILSVRC2012_val_00000293")
+            watch.begin(7, "")
+            watch.begin(7, "n01440764/ILSVRC2012_val_00000293")
             watch.beat()
         best = min(best, (time.perf_counter() - begun) / 100)
     assert best < 10e-6

@@ -190,12 +190,12 @@ def test_the_end_of_a_worker_that_hung_says_where(
     """The reason in short, the log with the whole stack; the key is that of the sample in hand."""
     watch = workers._workers[1].watch
     watch.beat()
-    watch.begin("0007")
+    watch.begin(3, "0007")
     look(workers, 6.0)
     stack = 'Stack (most recent call first):\n  File "/home/me/augment.py", line 12 in wait\n'
     watch.say(stack)
     reason = "took more than 5 s (--sample-timeout); it hung in: augment.py:12 in wait"
-    assert workers.remove(1, "ended with signal 12", clock[0]) == (reason, "0007")
+    assert workers.remove(1, "ended with signal 12", clock[0]) == (reason, 3, "0007")
     assert caplog.messages == [f"worker 1 ended with signal 12; replacing it. Sample 0007: {reason}\n{stack}"]
 
 

@@ -148,7 +148,7 @@ def test_a_hang_delays_others_by_no_more_than_the_time_out(start: Callable[..., 
     (tmp_path / "mill.toml").write_text(stream.format("bad", "HANG_IN_C") + stream.format("good", "WELL"))
     served = start("", "--config", "mill.toml", "--workers", "2", "--sample-timeout", str(seconds))
     with (
-        feedmill.connect(served.url, "bad", shuffle=False, timeout=TIMEOUT) as bad,
+        feedmill.connect(served.url, "bad", shuffle=False, prefetch=1, timeout=TIMEOUT) as bad,
         feedmill.connect(served.url, "good", timeout=TIMEOUT) as good,
         ThreadPoolExecutor(1) as thread,
     ):

@@ -95,7 +95,7 @@ class Build(Generic[M]):
 
 @dataclass(slots=True, eq=False)
 class Work(Generic[M]):
-    """A part of a build for one worker: ``rows`` samples from row ``first`` on. One alone has cost ``kills`` workers."""
+    """A part of a build for one worker: ``rows`` samples from row ``first`` on; one alone has cost ``kills``."""
 
     build: Build[M]
     first: int

@@ -132,9 +132,9 @@ def _announce(server: Server, endpoint: str) -> None:
 
 
 def _print_check(config: ServerConfig, server: Server) -> None:
-    for field in fields(config):
-        if field.name != "streams":
-            print(f"{field.name} = {getattr(config, field.name)!r}")
+    for option in fields(config):
+        if option.name != "streams":
+            print(f"{option.name} = {getattr(config, option.name)!r}")
     for served in server.served:
         stream = served.stream
         print(f"\n[streams.{stream.name}]")

@@ -129,7 +129,8 @@ def _serve(control: Channel, mills: Sequence[Mill], memory: int | None) -> None:
                 control.close()
                 for other in children:
                     os.close(other)
-                _be_worker(*ends, mills, memory, parent)
+                channel, watch = ends
+                _be_worker(channel, watch, mills, memory, parent)
             for end in ends:
                 os.close(end)
             pidfd = os.pidfd_open(pid)
@@ -137,12 +138,12 @@ def _serve(control: Channel, mills: Sequence[Mill], memory: int | None) -> None:
             poll.register(pidfd, select.POLLIN)
 
 
-def _be_worker(end: int, watch_fd: int, mills: Sequence[Mill], memory: int | None, parent: int) -> NoReturn:
+def _be_worker(end: int, watch_end: int, mills: Sequence[Mill], memory: int | None, parent: int) -> NoReturn:
     code = 1
     try:
         _die_with(parent)
-        watch = Watch(watch_fd)
-        watch.listen(watch_fd)
+        watch = Watch(watch_end)
+        watch.listen(watch_end)
         if memory is not None:
             _limit_memory(memory)
         try:

@@ -162,6 +162,38 @@ def test_a_shard_that_is_harmed_while_it_is_served_is_named_and_the_others_go_on
     assert "replacing it" not in served.log
 
 
+FAILING_DISK = """
+import errno, os
+pread = os.pread
+def fail(fd, size, offset):
+    if os.readlink(f"/proc/self/fd/{fd}").endswith("/b.tar") and offset > 10_000:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return pread(fd, size, offset)
+os.pread = fail  # here where the workers are forked: as if the disk failed them
+"""
+
+
+def test_a_disk_that_fails_is_named_with_the_shard(tmp_path: Path, serve: Serve) -> None:
+    """What can be read is served."""
+    (tmp_path / "mine.py").write_text(NUMBERS + FAILING_DISK)
+    shards = [
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}{n:02d}", {"cls": b"%d" % n}) for n in range(20)])
+        for name in ("a", "b")
+    ]
+    served = serve(*shards, "--pipeline", f"{tmp_path}/mine.py:P", "--workers", "2")
+    with feedmill.connect(served.url, shuffle=False, on_error="skip", timeout=TIMEOUT) as feed:
+        batches = list(feed.batches())
+    read = keys(batches)
+    assert read == [f"a{n:02d}" for n in range(20)] + [f"b{n:02d}" for n in range(10)]
+    with (
+        feedmill.connect(served.url, shuffle=False, timeout=TIMEOUT) as feed,
+        pytest.raises(
+            feedmill.ShardError, match=r"^shard b.tar: 2 bytes at offset 10,\d+ cannot be read: Input/output"
+        ),
+    ):
+        list(feed.batches())
+
+
 def test_a_shard_that_cannot_be_inflated_for_want_of_room_is_named(tmp_path: Path, serve: Serve) -> None:
     """The cache's disk is full: one shard after the other says so, and what needs no room is served."""
     (tmp_path / "mine.py").write_text(

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import msgpack
 import numpy as np
@@ -35,6 +35,7 @@ import torchvision
 from feedmill_protocol.errors import FeedmillError
 
 from .channel import Channel, ChannelClosed
+from .descriptions import PipelineFacts, StoreFacts
 from .jpeg import Backend, choose
 from .pipeline import Pipeline, load
 from .shards import ShardStore, Stamp
@@ -57,7 +58,7 @@ def main(control: Channel, broker: int) -> None:
         except FeedmillError as error:
             control.send("unfit", str(error))
             return
-        control.send("loaded", [description for _, description in loaded], _versions())
+        control.send("loaded", [facts for _, facts in loaded], _versions())
         (_, memory), (stores,) = control.receive()
         mills = [Mill(pipeline, _open(store)) for (pipeline, _), store in zip(loaded, _read(stores), strict=True)]
         gc.collect()
@@ -67,29 +68,28 @@ def main(control: Channel, broker: int) -> None:
         return
 
 
-def _load(reference: str, exact: bool, backend: Backend) -> tuple[Pipeline, dict[str, Any]]:  # noqa: FBT001
+def _load(reference: str, exact: bool, backend: Backend) -> tuple[Pipeline, PipelineFacts]:  # noqa: FBT001
     """Load a pipeline; return it, fused, and what the broker should know of it."""
     pipeline, source = load(reference)
     pipeline, fusion = pipeline.fused(backend, exact=exact)
     fields = [(field.name, field.extensions) for field in pipeline.fields]
-    return pipeline, {"fields": fields, "batch_size": pipeline.batch_size, "source": source, "fusion": fusion}
+    return pipeline, PipelineFacts(fields, pipeline.batch_size, source, fusion)
 
 
-def _read(fd: int) -> list[dict[str, Any]]:
+def _read(fd: int) -> list[StoreFacts]:
     with os.fdopen(fd, "rb") as file:
         file.seek(0)
-        stores: list[dict[str, Any]] = msgpack.unpackb(file.read())
-    return stores
+        return [StoreFacts(*facts) for facts in msgpack.unpackb(file.read())]
 
 
-def _open(store: dict[str, Any]) -> ShardStore:
+def _open(store: StoreFacts) -> ShardStore:
     """Return the store that the broker describes, with the shards in the state in which the broker saw them."""
     return ShardStore(
-        [Path(os.fsdecode(path)) for path in store["paths"]],
-        cache=Path(store["cache"]) if store["cache"] else None,
-        inflated_bytes=store["inflated_bytes"],
-        open_shards=store["open_shards"],
-        stamps=[Stamp(*stamp) for stamp in store["stamps"]],
+        [Path(os.fsdecode(path)) for path in store.paths],
+        cache=Path(store.cache) if store.cache else None,
+        inflated_bytes=store.inflated_bytes,
+        open_shards=store.open_shards,
+        stamps=[stamp and Stamp(*stamp) for stamp in store.stamps],
     )
 
 

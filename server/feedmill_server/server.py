@@ -1,42 +1,34 @@
 """A server: the socket, the workers and the memory around the broker.
 
 One thread. It waits for whatever comes first (a client's message, a worker's report, a signal), tells the broker, gives
-parts to workers and replies to clients. Batches leave from the slots they were built in, without a copy; a slot is
-pinned until libzmq has let go of every frame of it.
+parts to workers and replies to clients.
 """
 
-import hashlib
-import itertools
 import logging
 import os
 import secrets
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
-from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 import zmq
 
 from feedmill_protocol import codec, limits
 from feedmill_protocol.errors import Damaged, PipelineError, ProtocolError, UsageError, VersionMismatch
 from feedmill_protocol.messages import Hello
-from feedmill_protocol.tensors import FieldSpec, offsets
 
-from .broker import CLIENT_SILENCE, Bad, Broker, Reply, Stream, Work
-from .catalog import Catalog
+from .broker import CLIENT_SILENCE, Bad, Broker, Work
 from .channel import Channel, ChannelClosed
 from .complaints import Complaints
-from .config import PRESETS, ServerConfig, StreamConfig
-from .listing import expand
-from .shards import OPEN_SHARDS, ShardStore
+from .config import PRESETS, ServerConfig
+from .preparation import Served, check_memory, prepare
+from .sending import Sender
 from .slots import MAX_SLOTS, Slot, SlotPool
-from .workers import LOAD_TIMEOUT, Workers, describe
+from .workers import Workers, describe
 
-__all__ = ["Served", "Server", "descriptors"]
+__all__ = ["Server", "descriptors"]
 
 _IN_HAND: Final = 2
 """Parts that a worker has at a time: it never waits for the broker between two."""
@@ -49,9 +41,6 @@ _PINNED_POLL: Final = 0.002
 
 _REPORT_EVERY: Final = 10.0
 """Seconds between lines in the log that say how fast it goes, while it goes."""
-
-_PROBES: Final = 4
-"""How many samples may fail before a pipeline is called unfit: the first one may be a bad one."""
 
 _DRAIN_SECONDS: Final = 4.0
 """For finishing what was asked. With `_LINGER_MS`, a server is gone within 5 s of SIGTERM."""
@@ -73,20 +62,6 @@ def descriptors(workers: int) -> int:
     return 2 * MAX_SLOTS + 2 * workers + _CLIENTS
 
 
-class Served(NamedTuple):
-    """A stream as it is served, and what it comes from."""
-
-    stream: Stream
-    source: str
-    fusion: list[str]
-    extensions: dict[str, int]
-
-
-class _Sending(NamedTuple):
-    slot: Slot
-    frames: list[zmq.MessageTracker]
-
-
 class Server:
     """A server of ``config``. Use it as a context manager: `prepare`, `bind`, `run`."""
 
@@ -97,7 +72,6 @@ class Server:
         self.served: list[Served] = []
         self.serving = False
         self._progress = progress
-        self._stores = {name: _store(config, stream) for name, stream in config.streams.items()}
         pipelines = [(s.pipeline or PRESETS[s.preset], s.exact) for s in config.streams.values()]
         self._workers = Workers(
             config.workers, pipelines, config.jpeg, timeout=config.sample_timeout, memory=config.worker_memory
@@ -105,7 +79,7 @@ class Server:
         self._pool = SlotPool(config.memory)
         self._socket = context.socket(zmq.ROUTER)
         self._poller = zmq.Poller()
-        self._sending: deque[_Sending] = deque()
+        self._sender = Sender(self._socket)
         self._complaints = Complaints()
         self._stop_at: float | None = None
 
@@ -120,24 +94,11 @@ class Server:
         self._workers.close()
         self._socket.close(linger=_LINGER_MS)
 
-    # Before the first client.
-
     def prepare(self) -> None:
-        """Load pipelines, index shards, start the workers, and learn what they make of a sample."""
-        self._workers.start(time.monotonic())
-        catalogs = [Catalog.build(store, partial(self._indexed, name)) for name, store in self._stores.items()]
-        described, versions = self._workers.wait_loaded(LOAD_TIMEOUT)
-        for name, pipeline, catalog in zip(self._stores, described, catalogs, strict=True):
-            _check_fields(name, pipeline["fields"], catalog)
-        open_shards = max(1, OPEN_SHARDS // len(self._stores))
-        self._workers.open([_described(self.config, store, open_shards) for store in self._stores.values()])
-        workers = self._workers.fill(time.monotonic())
-        if not workers:
-            raise UsageError("no worker can be started; the reason is above")
-        for number, (name, catalog, pipeline) in enumerate(zip(self._stores, catalogs, described, strict=True)):
-            fields = self._probe(workers[0], number, name, catalog)
-            self.served.append(self._describe(number, name, fields, catalog, pipeline, versions))
-            _check_memory(self.served[-1].stream, self._pool.max_bytes)
+        """Do everything that comes before the first client. Raises FeedmillError for what cannot be served."""
+        self.served = prepare(self.config, self._workers, self._progress)
+        for served in self.served:
+            check_memory(served.stream, self._pool.max_bytes)
         self._broker = Broker(
             [served.stream for served in self.served],
             self._pool,
@@ -145,59 +106,6 @@ class Server:
             boot=secrets.token_hex(8),
             workers=self.config.workers,
         )
-
-    def _indexed(self, stream: str, done: int, total: int) -> None:
-        self._progress(stream, done, total)
-        self._workers.check_loaded()  # a pipeline that does not load is known before a long index is done
-
-    def _describe(
-        self,
-        number: int,
-        name: str,
-        fields: tuple[FieldSpec, ...],
-        catalog: Catalog,
-        pipeline: dict[str, Any],
-        versions: str,
-    ) -> Served:
-        config = self.config.streams[name]
-        identity = repr((catalog.digest, pipeline["source"], pipeline["fusion"], fields, versions))
-        stream = Stream(
-            number=number,
-            name=name,
-            fields=fields,
-            batch_size=config.batch_size or pipeline["batch_size"],
-            shards=catalog.names,
-            counts=catalog.counts,
-            catalog=catalog.digest,
-            fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:32],
-        )
-        return Served(stream, config.preset or config.pipeline, pipeline["fusion"], catalog.extensions)
-
-    def _probe(self, worker: int, number: int, name: str, catalog: Catalog) -> tuple[FieldSpec, ...]:
-        reasons = []
-        for shard, index in _first_samples(catalog):
-            channel, which = self._workers.channels[worker], f"sample {index} of {catalog.names[shard]}"
-            try:
-                channel.send("probe", number, shard, index)
-                (kind, *answer), _ = channel.receive(self.config.sample_timeout)
-            except TimeoutError:
-                self._workers.end_stuck(worker)
-                how = f"took more than {self.config.sample_timeout:g} s (--sample-timeout) for {which}"
-                raise PipelineError(f"stream {name}: the pipeline {how}{self._last_words(worker)}") from None
-            except ChannelClosed:
-                how = f"ended the worker process on {which}"
-                raise PipelineError(f"stream {name}: the pipeline {how}{self._last_words(worker)}") from None
-            if kind == "probed":
-                return tuple(
-                    FieldSpec(field, dtype, tuple(shape), channels_last, tuple(scale), tuple(bias))
-                    for field, dtype, shape, channels_last, scale, bias in answer[0]
-                )
-            reasons.append(f"shard {catalog.names[shard]}, sample {index}: {answer[0]}")
-        raise PipelineError(f"stream {name}: the pipeline fails on the first samples; {reasons[0]}")
-
-    def _last_words(self, worker: int) -> str:
-        words = self._workers.words(worker)
-        return f": {words}" if words else ""
 
     # Serving.
 
@@ -260,10 +168,10 @@ class Server:
             _log.info("draining: %d requests are open", self._broker.open)
             self._broker.drain()
             self._send_replies()
-        return not (self._broker.open or self._sending) or time.monotonic() >= self._stop_at
+        return not (self._broker.open or self._sender) or time.monotonic() >= self._stop_at
 
     def _patience(self) -> float:
-        return _PINNED_POLL if self._sending and (self._broker.queued or self._stop_at) else _TICK
+        return _PINNED_POLL if self._sender and (self._broker.queued or self._stop_at) else _TICK
 
     def _hear_clients(self) -> None:
         for _ in range(64):  # then it is the workers' turn
@@ -355,7 +263,7 @@ class Server:
         self._poller.register(channel, 0)  # unlike unregister, it may be done twice
 
     def _hand_out(self) -> None:
-        self._unpin()
+        self._sender.unpin()
         for depth in range(_IN_HAND):
             for number in self._workers.channels:
                 if self._broker.assigned(number) > depth or self._broker.is_tried(number):
@@ -380,45 +288,13 @@ class Server:
         while self._broker.replies:
             reply = self._broker.replies.popleft()
             try:
-                self._send(reply)
+                self._sender.send(reply)
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     _log.error(
                         "client %s takes no messages (%s); forgetting it", reply.client.hex()[2:], error.strerror
                     )
                 self._broker.forget(reply.client)
-
-    def _send(self, reply: Reply[Slot]) -> None:
-        trackers: list[zmq.MessageTracker] = []
-        try:
-            self._send_frames(reply, trackers)
-        finally:
-            if reply.slot is not None:
-                self._sending.append(_Sending(reply.slot, trackers))
-
-    def _send_frames(self, reply: Reply[Slot], trackers: list[zmq.MessageTracker]) -> None:
-        send = self._socket.send
-        frames: list[memoryview] = []
-        if reply.slot is not None:
-            frames += codec.cut(reply.slot.memory[: reply.message.payload_bytes - len(reply.trailer)])
-        frames += codec.cut(memoryview(reply.trailer))
-        header, seal = codec.seal(reply.message, reply.checksum)  # before anything is sent: there is no half a message
-        send(reply.client, zmq.SNDMORE | zmq.NOBLOCK)
-        send(header, zmq.SNDMORE | zmq.NOBLOCK)
-        send(seal, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
-        for frame in frames:
-            more = 0 if frame is frames[-1] else zmq.SNDMORE
-            tracker = send(frame, zmq.NOBLOCK | more, copy=False, track=True)
-            if tracker is not None:
-                trackers.append(tracker)
-
-    def _unpin(self) -> None:
-        for _ in range(len(self._sending)):
-            sending = self._sending.popleft()
-            if all(frame.done for frame in sending.frames):
-                sending.slot.pins -= 1
-            else:
-                self._sending.append(sending)
 
 
 class _Report:
@@ -449,31 +325,6 @@ class _Report:
         return f"{self._broker.batches_sent} batches, {self._broker.samples_sent} samples sent"
 
 
-def _check_fields(stream: str, fields: Sequence[tuple[str, list[str]]], catalog: Catalog) -> None:
-    """Raise PipelineError for a field that no sample has."""
-    for name, extensions in fields:
-        if not any(extension in catalog.extensions for extension in extensions):
-            raise PipelineError(
-                f"stream {stream}: no sample has the field {name!r}; the samples have {', '.join(catalog.extensions)}"
-            )
-
-
-def _check_memory(stream: Stream, memory: int) -> None:
-    """Raise UsageError if not even one batch of the stream fits."""
-    _, batch = offsets(field.rows(stream.batch_size) for field in stream.fields)
-    if batch > memory:
-        raise UsageError(
-            f"memory={memory}: a batch of stream {stream.name} takes {batch:,} bytes; "
-            "give --memory several times that, or make batches smaller with --batch-size"
-        )
-
-
-def _first_samples(catalog: Catalog) -> list[tuple[int, int]]:
-    """Return shard and index of the first few samples."""
-    firsts = ((shard, index) for shard, count in enumerate(catalog.counts.tolist()) for index in range(count))
-    return list(itertools.islice(firsts, _PROBES))
-
-
 def _somebody_listens(url: str) -> bool:
     """Tell whether an ``ipc://`` URL is a server's already: libzmq would take it away from that one in silence."""
     scheme, _, path = url.partition("://")
@@ -489,18 +340,3 @@ def _address(frame: zmq.Frame) -> str:
         return str(frame.get("Peer-Address"))
     except zmq.ZMQError:  # ipc has none
         return "this machine"
-
-
-def _store(config: ServerConfig, stream: StreamConfig) -> ShardStore:
-    cache = Path(config.cache) if config.cache else None
-    return ShardStore(expand(stream.shards), cache=cache, inflated_bytes=config.cache_bytes)
-
-
-def _described(config: ServerConfig, store: ShardStore, open_shards: int) -> dict[str, Any]:
-    return {
-        "paths": [os.fsencode(path) for path in store.paths],
-        "cache": config.cache,
-        "inflated_bytes": config.cache_bytes,
-        "stamps": store.stamps,
-        "open_shards": open_shards,
-    }

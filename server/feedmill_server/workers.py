@@ -19,6 +19,7 @@ import msgpack
 from feedmill_protocol.errors import PipelineError
 
 from .channel import Channel, ChannelClosed, ChannelFull
+from .descriptions import PipelineFacts, StoreFacts
 from .slots import Slot
 from .watch import STUCK, Watch, where
 
@@ -81,8 +82,8 @@ class Workers:
         self.timeout = timeout
         self.channels: dict[int, Channel] = {}
         self._pipelines, self._jpeg, self._memory = list(pipelines), jpeg, memory
-        self._stores: Sequence[dict[str, Any]] = ()
-        self._loaded: tuple[list[dict[str, Any]], str] | None = None
+        self._stores: Sequence[StoreFacts] = ()
+        self._loaded: tuple[list[PipelineFacts], str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: Channel | None = None
         self._workers: dict[int, _Worker] = {}
@@ -125,14 +126,14 @@ class Workers:
         with suppress(ChannelClosed):  # that it is gone is about to be noticed
             self._control.send("load", self._pipelines, self._jpeg)
 
-    def open(self, stores: Sequence[dict[str, Any]]) -> None:
-        """Tell the fork server which shards to work on: arguments of `forkserver._open`."""
+    def open(self, stores: Sequence[StoreFacts]) -> None:
+        """Tell the fork server which shards to work on, those of each stream."""
         self._stores = stores
         with os.fdopen(os.memfd_create("feedmill-stores"), "wb", buffering=0) as file:
             file.write(msgpack.packb(stores))
             self.control.send("open", self._memory, fds=[file.fileno()])
 
-    def wait_loaded(self, timeout: float) -> tuple[list[dict[str, Any]], str]:
+    def wait_loaded(self, timeout: float) -> tuple[list[PipelineFacts], str]:
         """Return what the fork server says of each pipeline, and of its libraries. Raises PipelineError."""
         self.check_loaded(timeout)
         if self._loaded is None:
@@ -151,7 +152,7 @@ class Workers:
             raise PipelineError("the process that loads the pipelines ended; its last words are above") from None
         if kind == "unfit":
             raise PipelineError(answer[0])
-        self._loaded = answer[0], answer[1]
+        self._loaded = [PipelineFacts(*facts) for facts in answer[0]], answer[1]
 
     def bury_fork_server(self, now: float) -> list[int]:
         """Take note that the fork server died; return the numbers of the workers that died with it.
@@ -207,7 +208,7 @@ class Workers:
             raise RuntimeError("the first fork server has not loaded anything")
         (before, versions_before), (after, versions) = self._loaded, answer
         for (pipeline, _), old, new in zip(self._pipelines, before, after, strict=True):
-            if old != new:
+            if old != PipelineFacts(*new):
                 raise PipelineError(f"{pipeline} was changed while it was served; restart the server to serve it")
         if versions != versions_before:
             raise PipelineError(f"{versions_before} became {versions} meanwhile; restart the server to use that")

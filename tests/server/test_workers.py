@@ -10,11 +10,13 @@ import pytest
 
 from feedmill_protocol.errors import PipelineError
 from feedmill_server.channel import Channel, ChannelClosed
+from feedmill_server.descriptions import PipelineFacts
 from feedmill_server.slots import Slot
 from feedmill_server.watch import STUCK, Watch
 from feedmill_server.workers import LOAD_TIMEOUT, Workers, _Worker
 
-LOADED = ([{"fields": [["x", ["jpg"]]], "batch_size": 8, "source": "abc"}], "torch 2, feedmill 1, python 3.11")
+FACTS = PipelineFacts([["x", ["jpg"]]], 8, "abc", [])  # type: ignore[list-item] # as it comes out of a channel
+LOADED = ([FACTS], "torch 2, feedmill 1, python 3.11")
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def slot() -> Iterator[Slot]:
     ("answer", "complaint"),
     [
         (("unfit", "mine.py: no such file"), "^mine.py: no such file$"),
-        (("loaded", [LOADED[0][0] | {"source": "xyz"}], LOADED[1]), "^mine.py:train was changed while it was served"),
+        (("loaded", [FACTS._replace(source="xyz")], LOADED[1]), "^mine.py:train was changed while it was served"),
         (("loaded", LOADED[0], "torch 3"), "^torch 2, .* became torch 3 meanwhile"),
     ],
 )

@@ -1,0 +1,67 @@
+"""Sending replies: a batch leaves from the slot that it was built in, without a copy.
+
+The rule of this file: a slot is pinned until libzmq has let go of every frame of it, however the sending ended.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+import zmq
+
+from feedmill_protocol import codec
+
+from .broker import Reply
+from .slots import Slot
+
+__all__ = ["Sender"]
+
+
+class _Sending(NamedTuple):
+    slot: Slot
+    frames: list[zmq.MessageTracker]
+
+
+class Sender:
+    """Sends over a ROUTER, and knows what is on its way."""
+
+    def __init__(self, router: zmq.Socket[bytes]) -> None:
+        self._router = router
+        self._sending: deque[_Sending] = deque()
+
+    def __bool__(self) -> bool:
+        """Whether batches are on their way."""
+        return bool(self._sending)
+
+    def send(self, reply: Reply[Slot]) -> None:
+        """Send a reply, which has pinned its slot. Raises zmq.ZMQError if the client has gone or takes no more."""
+        trackers: list[zmq.MessageTracker] = []
+        try:
+            self._send_frames(reply, trackers)
+        finally:
+            if reply.slot is not None:
+                self._sending.append(_Sending(reply.slot, trackers))
+
+    def unpin(self) -> None:
+        """Unpin the slots that libzmq needs no more."""
+        for _ in range(len(self._sending)):
+            sending = self._sending.popleft()
+            if all(frame.done for frame in sending.frames):
+                sending.slot.pins -= 1
+            else:
+                self._sending.append(sending)
+
+    def _send_frames(self, reply: Reply[Slot], trackers: list[zmq.MessageTracker]) -> None:
+        send = self._router.send
+        frames: list[memoryview] = []
+        if reply.slot is not None:
+            frames += codec.cut(reply.slot.memory[: reply.message.payload_bytes - len(reply.trailer)])
+        frames += codec.cut(memoryview(reply.trailer))
+        header, seal = codec.seal(reply.message, reply.checksum)  # before anything is sent: there is no half a message
+        send(reply.client, zmq.SNDMORE | zmq.NOBLOCK)
+        send(header, zmq.SNDMORE | zmq.NOBLOCK)
+        send(seal, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
+        for frame in frames:
+            more = 0 if frame is frames[-1] else zmq.SNDMORE
+            tracker = send(frame, zmq.NOBLOCK | more, copy=False, track=True)
+            if tracker is not None:
+                trackers.append(tracker)

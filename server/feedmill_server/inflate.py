@@ -7,8 +7,8 @@ a file that is open outlives that.
 import gzip
 import hashlib
 import os
-import shutil
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -43,18 +43,19 @@ class InflatedCache:
     def __repr__(self) -> str:
         return f"InflatedCache({str(self._directory)!r}, max_bytes={self._max_bytes})"
 
-    def open(self, source: BinaryIO, shard: str) -> BinaryIO:
+    def open(self, source: BinaryIO, shard: str, alive: Callable[[], object] = lambda: None) -> BinaryIO:
         """Open the plain tar of the gzip file ``source``, inflating it first where that has not been done.
 
         ``source`` was opened by name; its path, size and modification time are what the cache knows it by. Raises
-        `ShardError`, which names ``shard``, where ``source`` is damaged or the cache cannot be written.
+        `ShardError`, which names ``shard``, where ``source`` is damaged or the cache cannot be written. Calls ``alive``
+        for every megabyte that it inflates.
         """
         status = os.fstat(source.fileno())
         path = os.fsencode(Path(source.name).absolute())
         identity = b"%s\0%d\0%d" % (path, status.st_size, status.st_mtime_ns)
         target = self._directory / f"{hashlib.sha256(identity).hexdigest()}.tar"
         try:
-            return self._find(target) or self._inflate(source, target)
+            return self._find(target) or self._inflate(source, target, alive)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ShardError(
                 shard, f"its gzip stream is truncated or damaged: {error}; copy or make it again"
@@ -75,11 +76,13 @@ class InflatedCache:
             os.utime(plain.fileno())
         return plain
 
-    def _inflate(self, source: BinaryIO, target: Path) -> BinaryIO:
+    def _inflate(self, source: BinaryIO, target: Path, alive: Callable[[], object]) -> BinaryIO:
         with replacing(target) as file:
             source.seek(0)
             with gzip.GzipFile(fileobj=source) as stream:
-                shutil.copyfileobj(stream, file, COPY_BYTES)
+                while piece := stream.read(COPY_BYTES):
+                    file.write(piece)
+                    alive()
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave a file of zeros under the name
             plain = Path(file.name).open("rb", buffering=0)  # noqa: SIM115  # the caller closes it

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from feedmill_protocol.errors import PipelineError, UsageError
 from feedmill_protocol.tensors import FieldSpec, offsets
@@ -94,7 +94,7 @@ def _probe(workers: Workers, worker: int, number: int, name: str, catalog: Catal
         channel, which = workers.channels[worker], f"sample {index} of {catalog.names[shard]}"
         try:
             channel.send("probe", number, shard, index)
-            (kind, *answer), _ = channel.receive(workers.timeout)
+            kind, *answer = _answer(workers, worker)
         except TimeoutError:
             workers.end_stuck(worker)
             how = f"took more than {workers.timeout:g} s (--sample-timeout) for {which}"
@@ -109,6 +109,18 @@ def _probe(workers: Workers, worker: int, number: int, name: str, catalog: Catal
             )
         reasons.append(f"shard {catalog.names[shard]}, sample {index}: {answer[0]}")
     raise PipelineError(f"stream {name}: the pipeline fails on the first samples; {reasons[0]}")
+
+
+def _answer(workers: Workers, worker: int) -> list[Any]:
+    """Return what a worker says, as soon as it does. Raises TimeoutError if it shows no sign of life for so long."""
+    beats = workers.beats(worker)
+    while True:
+        try:
+            return workers.channels[worker].receive(workers.timeout)[0]
+        except TimeoutError:
+            before, beats = beats, workers.beats(worker)
+            if before == beats:
+                raise
 
 
 def _last_words(workers: Workers, worker: int) -> str:

@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, Self
@@ -102,7 +102,8 @@ class ShardStore:
     Indexes are stored in ``cache``; without one, in a folder ``.feedmill`` beside each shard, or where that cannot be
     written in the user's cache. Gzip shards are inflated into the same ``cache``, up to ``inflated_bytes`` of them.
     ``stamps``, taken from another store of the same paths, are the states in which that one saw the shards. At most
-    ``open_shards`` are open at a time.
+    ``open_shards`` are open at a time. To inflate or scan a shard may take minutes; ``alive`` is called again and again
+    meanwhile.
 
     `index` may be called from several threads, `open` from one.
     """
@@ -118,6 +119,7 @@ class ShardStore:
     ) -> None:
         self.paths = tuple(paths)
         self.names = tuple(names(paths))
+        self.alive: Callable[[], object] = lambda: None
         self._stamps: list[Stamp | None] = list(stamps or [None] * len(paths))
         self._cache = cache
         self._inflated = InflatedCache((cache or user_cache()) / "inflated", inflated_bytes)
@@ -185,7 +187,9 @@ class ShardStore:
             raise ShardError(self.names[i], f"{path} cannot be read: {error.strerror}; {remedy}") from error
 
     def _plain(self, i: int, source: BinaryIO) -> AbstractContextManager[BinaryIO]:
-        return self._inflated.open(source, self.names[i]) if is_gzip(source) else nullcontext(source)
+        if not is_gzip(source):
+            return nullcontext(source)
+        return self._inflated.open(source, self.names[i], self.alive)
 
     def _index(self, i: int, source: BinaryIO) -> ShardIndex:
         stamp = self._stamp(i, source)
@@ -195,7 +199,7 @@ class ShardStore:
                 break
         else:
             with self._plain(i, source) as plain:
-                index = ShardIndex.build(walk(_Slices(plain), self.names[i]), self.names[i])
+                index = ShardIndex.build(walk(_Slices(plain, self.alive), self.names[i]), self.names[i])
             self._stamp(i, source)  # it may have been written to meanwhile
             self._save(index, stamp, places)
         return index
@@ -238,14 +242,16 @@ def _changed(shard: str) -> ShardError:
 class _Slices:
     """A file to walk through: positional reads, during which other threads run, and which survive its shrinking."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, alive: Callable[[], object]) -> None:
         self._descriptor = file.fileno()
+        self._alive = alive
         self._size = os.fstat(self._descriptor).st_size
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, span: slice) -> bytes:
+        self._alive()
         return os.pread(self._descriptor, span.stop - span.start, span.start)
 
 

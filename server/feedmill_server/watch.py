@@ -70,6 +70,10 @@ class Watch:
         self._size[0] = len(data)
         self._numbers[1] = row
 
+    def alive(self) -> None:
+        """Say that the sample in hand takes long, and does not hang."""
+        self._numbers[0] += 1
+
     def beat(self) -> None:
         """Say that a sample is done, and none in hand."""
         self._size[0] = 0
@@ -85,7 +89,7 @@ class Watch:
 
     @property
     def beats(self) -> int:
-        """How many samples were done, and one for the worker's own start."""
+        """How many signs of life there were, the first at the worker's own start."""
         return self._numbers[0]
 
     @property

@@ -71,6 +71,8 @@ def work(channel: Channel, mills: Sequence[Mill], watch: Watch) -> None:
     """Serve a channel until it closes. Raises Exhausted."""
     torch.set_num_threads(1)  # the workers are the parallelism
     watch.beat()
+    for mill in mills:
+        mill.store.alive = watch.alive
     slots: dict[int, mmap.mmap] = {}
     try:
         while True:

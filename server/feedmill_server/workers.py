@@ -276,6 +276,10 @@ class Workers:
             while True:
                 self.channels[number].receive(_GRACE)
 
+    def beats(self, number: int) -> int:
+        """Return how many signs of life a worker has given."""
+        return self._workers[number].watch.beats
+
     def words(self, number: int) -> str:
         """Return where a worker that was ended hung, or the last words of one that ended itself; or ""."""
         words = self._workers[number].watch.words

@@ -202,6 +202,21 @@ def test_a_shard_that_changes_while_it_is_indexed_is_an_error(path: Path, monkey
     assert not (path.parent / ".feedmill").exists()
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_shard_that_takes_long_to_open_is_seen_to_get_on(data: Path, users: Path, *, compressed: bool) -> None:
+    """For every header, and for every megabyte that is inflated; not once it is known."""
+    path = write_tar(data / "a.tar", [(f"{i}", {"bin": bytes(2**20)}) for i in range(4)], gzip=compressed)
+    signs: list[int] = []
+    with ShardStore([path]) as store:
+        store.alive = lambda: signs.append(1)
+        store.open(0)
+        assert len(signs) >= 4 + 4 * compressed
+        signs.clear()
+        store.close()
+        store.open(0)
+        assert not signs
+
+
 def test_what_is_no_file_is_an_error(data: Path, users: Path) -> None:
     """A folder or a named pipe is refused, with what to write instead, and does not block."""
     os.mkfifo(data / "pipe")

@@ -132,7 +132,7 @@ def test_a_transform_that_never_returns_is_ended_and_named(
 def test_a_transform_that_hangs_once_is_forgiven(start: Callable[..., Served]) -> None:
     """The second try counts: the disk may have been away for a while."""
     served = start("hang_once", "--workers", "2", "--sample-timeout", str(SECONDS))
-    with feedmill.connect(served.url, shuffle=False, timeout=TIMEOUT) as feed:
+    with feedmill.connect(served.url, shuffle=False, prefetch=1, timeout=TIMEOUT) as feed:
         assert keys(list(feed.batches())) == [f"{n:02d}" for n in range(40)]
     assert served.log.count("replacing it") == 1
 

@@ -257,6 +257,12 @@ class Broker(Generic[M]):
         build.bad.extend(bad)
         self._settle(build)
 
+    def returned(self, worker: int) -> None:
+        """Take back the part that a worker was to have last: it had died before, and so not of that."""
+        work = self._assigned[worker].pop()
+        work.build.running -= 1
+        work.build.parts.appendleft(work)
+
     def lost(self, worker: int, reason: str) -> None:
         """Take back what a dead worker had in hand. It died of the first part, one sample of it."""
         in_hand = self._assigned.pop(worker, deque())

@@ -356,8 +356,10 @@ class Server:
             raise RuntimeError("a part of a build that has no slot")
         fields = [(field.name, field.dtype, field.shape, field.channels_last) for field in build.stream.fields]
         name = (build.stream.number, fields, build.rows, work.first, build.get.seed, build.get.epoch)
-        with suppress(ChannelClosed):  # the fork server will say so, and the part be done again
+        try:
             self._workers.give(number, build.slot, *name, work.samples.tobytes())
+        except ChannelClosed:  # the fork server will say so; when all are killed at once, it has not got round to it
+            self._broker.returned(number)
 
     # Replies.
 

@@ -32,6 +32,20 @@ def test_what_is_killed_within_the_only_server_is_made_good(mills: list[Mill], s
         assert_undisturbed(run(feed, 2, acts), feed.plan, pipelines.tiny)
 
 
+def test_samples_are_not_blamed_for_workers_that_are_killed_together(mills: list[Mill], seed: int) -> None:
+    """A part that was to go to a worker which was dead already has killed nobody, however late its end is told."""
+    mill = mills[0]
+    with feedmill.connect(mill.url, "tiny", seed=seed, prefetch=1, timeout=TIMEOUT) as feed, later() as after:
+
+        def kill() -> None:
+            tells = mill.fork_servers()
+            strike(tells, signal.SIGSTOP)
+            strike(mill.workers(), signal.SIGKILL)
+            after(0.5, lambda: strike(tells, signal.SIGCONT))
+
+        assert_undisturbed(run(feed, 2, {30: kill, 90: kill}), feed.plan, pipelines.tiny)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_stopped_within_the_only_server_delays_and_nothing_else(mills: list[Mill], seed: int, part: str) -> None:
     """Stopped for three seconds, which is longer than a client needs to have its doubts, and then going on."""

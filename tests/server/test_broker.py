@@ -763,6 +763,21 @@ def test_a_worker_may_die_with_nothing_in_hand(scene: Scene) -> None:
     assert scene.types() == [(ANN, "BATCH")]
 
 
+def test_what_a_worker_never_got_has_not_killed_it(scene: Scene) -> None:
+    """When all are killed at once, the parts of the first are offered to the others before their end is known."""
+    scene.get(ANN, 0, samples=2)
+    scene.part(1)
+    scene.broker.lost(1, "died")
+    for worker in (2, 3, 4):
+        single = scene.part(worker)
+        scene.broker.returned(worker)
+        scene.broker.lost(worker, "died")
+        assert (single.rows, single.kills, single.build.running) == (1, 1, 0)
+    scene.finish()
+    assert scene.types() == [(ANN, "BATCH")]
+    assert scene.is_clean()
+
+
 def _kill_over(scene: Scene, row: int) -> None:
     """Do everything with workers that die of one row."""
     for worker in count():

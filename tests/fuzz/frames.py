@@ -1,4 +1,4 @@
-"""Messages as frames, valid ones and mutated ones."""
+"""Messages as frames, valid ones and mutated ones. Mutated headers are sealed like others, to get past the door."""
 
 import random
 import struct
@@ -9,7 +9,7 @@ from feedmill_protocol import codec
 from feedmill_protocol.messages import Message
 from fuzz.mutations import mutate, repack
 
-__all__ = ["Sent", "frames", "mutated", "sent"]
+__all__ = ["Sent", "harmed", "mutated", "sent", "whole"]
 
 Sent = tuple[bytes, bytes]
 """The header and the payload of a message."""
@@ -36,16 +36,19 @@ def mutated(one: Sent, others: Sequence[Sent], draw: random.Random) -> Sent:
             return header, draw.choice(others)[1]
 
 
-def frames(header: bytes, payload: bytes, draw: random.Random) -> list[bytes]:
-    """Cut a message into frames, anywhere; now and then, one is missing, empty, or too many."""
-    found = [header]
-    while payload:
-        size = draw.choice((len(payload), len(payload), 1, 12, 64))
-        found.append(payload[:size])
-        payload = payload[size:]
-        if len(found) > 20:
-            found.append(payload)
-            break
+def whole(header: bytes, payload: bytes) -> list[bytes]:
+    """Return the frames of a message as they should be."""
+    seal = _SEAL.pack(codec.checksum(header), codec.checksum(payload))
+    return [header, seal, payload] if payload else [header, seal]
+
+
+def harmed(header: bytes, payload: bytes, draw: random.Random) -> list[bytes]:
+    """Return the frames of a message, cut anywhere; now and then, what was sealed is changed behind the seal."""
+    header, seal, *payloads = whole(header, payload)
+    found = [header, seal]
+    for piece in payloads:
+        cuts = sorted(draw.randrange(len(piece)) for _ in range(draw.choice((0, 0, 1, 5))))
+        found += [piece[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(piece)], strict=True)]
     match draw.randrange(40):
         case 0:
             found.insert(draw.randrange(len(found) + 1), b"")
@@ -55,4 +58,9 @@ def frames(header: bytes, payload: bytes, draw: random.Random) -> list[bytes]:
             found.append(draw.randbytes(draw.choice((1, 16, 100))))
         case 3:
             draw.shuffle(found)
+        case 4 | 5:
+            at = draw.randrange(len(found))
+            found[at] = mutate(found[at], found, draw)
+        case 6:
+            found[1] = draw.choice((b"", seal[:8], seal + seal, draw.randbytes(16)))
     return found or [b""]

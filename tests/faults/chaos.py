@@ -92,6 +92,14 @@ class _Target:
         return self.up and not self.stopped and len(self.mill.workers()) == WORKERS
 
 
+@dataclass(eq=False)
+class _Kill:
+    """A broker's end: when, and when the next fault came."""
+
+    at: float
+    until: float | None = None
+
+
 class Chaos:
     """``servers`` servers and ``ranks`` trainers with a step of ``step`` seconds; a fault every ``every`` on average."""
 
@@ -109,17 +117,17 @@ class Chaos:
         self._targets: list[_Target] = []
         self._trainers: list[Trainer] = []
         self._struck: Counter[str] = Counter()
-        self._kills: list[tuple[float, float]] = []  # of brokers: when, and when the next fault came
+        self._kills: list[_Kill] = []
         self._hangs = 0
-        self._faults: dict[str, tuple[int, Callable[[_Target], None]]] = {
-            "kill a worker": (36, lambda t: strike(self._random.sample(t.mill.workers(), 1), signal.SIGKILL)),
-            "kill all workers": (7, lambda t: strike(t.mill.workers(), signal.SIGKILL)),
-            "stop a worker": (10, lambda t: self._stop(t, self._random.sample(t.mill.workers(), 1), 1.5)),
-            "kill the fork server": (5, lambda t: strike(t.mill.fork_servers(), signal.SIGKILL)),
+        self._faults: dict[str, tuple[int, Callable[[_Target], bool]]] = {
+            "kill a worker": (36, lambda t: _kill(self._one(t.mill.workers()))),
+            "kill all workers": (7, lambda t: _kill(t.mill.workers())),
+            "stop a worker": (10, lambda t: self._stop(t, self._one(t.mill.workers()), 1.5)),
+            "kill the fork server": (5, lambda t: _kill(t.mill.fork_servers())),
             "stop the fork server": (7, lambda t: self._stop(t, t.mill.fork_servers(), 1.5)),
             "stop the broker": (20, lambda t: self._stop(t, [t.mill.broker], 4.0)),
-            "kill the broker": (12, self._kill),
-            "end the broker": (3, self._end),
+            "kill the broker": (12, self._kill_broker),
+            "end the broker": (3, self._end_broker),
         }
 
     def run(self, kills: int, batches: int) -> Figures:
@@ -176,40 +184,41 @@ class Chaos:
         names, weights = zip(*((name, weight) for name, (weight, _) in self._faults.items()), strict=True)
         (name,) = self._random.choices(names, weights)
         target = self._random.choice(self._targets)
-        others = [other for other in self._targets if other is not target]
         if not target.up or target.stopped:
             return ""
-        if "broker" in name:
-            spared = any(o.whole for o in others) if name == "kill the broker" else any(o.up for o in others)
-            possible = spared
-        else:
-            possible = bool(target.mill.workers())
-        if not possible:
+        others = [other for other in self._targets if other is not target]
+        spared = any(o.whole for o in others) if name == "kill the broker" else any(o.up for o in others)
+        if "broker" in name and not spared:
             return ""
         now = time.monotonic()
-        if self._kills and self._kills[-1][1] == 0.0:
-            self._kills[-1] = self._kills[-1][0], now
-        self._faults[name][1](target)
+        if not self._faults[name][1](target):
+            return ""
+        if self._kills and self._kills[-1].until is None and self._kills[-1].at < now:
+            self._kills[-1].until = now
         self._struck[name] += 1
         return name
 
-    def _stop(self, target: _Target, pids: list[int], most: float) -> None:
+    def _one(self, pids: list[int]) -> list[int]:
+        return [self._random.choice(pids)] if pids else []
+
+    def _stop(self, target: _Target, pids: list[int], most: float) -> bool:
         target.stopped = pids
         target.until = time.monotonic() + self._random.uniform(0.05, most)
         strike(pids, signal.SIGSTOP)
+        return bool(pids)
 
     def _go_on(self, target: _Target) -> None:
         strike(target.stopped, signal.SIGCONT)
         target.stopped = []
 
-    def _kill(self, target: _Target) -> None:
-        self._kills.append((time.monotonic(), 0.0))
-        strike([target.mill.broker], signal.SIGKILL)
-        target.coming = self._pool.submit(target.mill.again)
+    def _kill_broker(self, target: _Target) -> bool:
+        self._kills.append(_Kill(time.monotonic()))
+        return self._end_broker(target, signal.SIGKILL)
 
-    def _end(self, target: _Target) -> None:
-        strike([target.mill.broker], signal.SIGTERM)
+    def _end_broker(self, target: _Target, number: signal.Signals = signal.SIGTERM) -> bool:
+        strike([target.mill.broker], number)
         target.coming = self._pool.submit(target.mill.again)
+        return True
 
     def _mend(self, target: _Target) -> None:
         self._go_on(target)
@@ -244,7 +253,7 @@ class Chaos:
         for rank, came in enumerate(records):
             plan = Plan(self._counts, batch_size=pipelines.TINY.batch_size, rank=rank, world_size=self._ranks)
             _compare(figures, plan, came)
-        waits = [wait for at, until in self._kills for came in records if (wait := _waits(came, at, until or at + QUIET))]
+        waits = [wait for kill in self._kills for came in records if (wait := _waits(came, kill))]
         figures.broker_kills_measured = len(self._kills)
         if waits:
             figures.next_batch_ms = _percentiles([soonest for soonest, _ in waits])
@@ -257,6 +266,11 @@ class _State:
     up: bool
     stopped: list[int]
     workers: list[int]
+
+
+def _kill(pids: list[int]) -> bool:
+    strike(pids, signal.SIGKILL)
+    return bool(pids)
 
 
 def _compare(figures: Figures, plan: Plan, came: Sequence[Record]) -> None:
@@ -275,12 +289,13 @@ def _compare(figures: Figures, plan: Plan, came: Sequence[Record]) -> None:
     )
 
 
-def _waits(came: Sequence[Record], at: float, until: float) -> tuple[float, float] | None:
-    """Return how soon after a moment a batch came, and the longest wait that began until another; None: none came."""
-    after = [record for record in came if record.came > at and record.asked < until]
+def _waits(came: Sequence[Record], kill: _Kill) -> tuple[float, float] | None:
+    """Return how soon after a broker's kill a batch came, and the longest wait that began before the next fault."""
+    until = kill.at + QUIET if kill.until is None else kill.until
+    after = [record for record in came if record.came > kill.at and record.asked < until]
     if not after:
         return None
-    return after[0].came - at, max(record.came - max(record.asked, at) for record in after)
+    return after[0].came - kill.at, max(record.came - max(record.asked, kill.at) for record in after)
 
 
 def _percentiles(seconds: Sequence[float]) -> tuple[float, float, float]:

@@ -26,7 +26,8 @@ class Mill:
         self.served = self._start("--bind", self.url)
 
     def stop(self) -> None:
-        """End it for good."""
+        """End it for good, also what is only just being started or stopped."""
+        strike(processes.descendants(self.broker), signal.SIGKILL)
         processes.stop(self.served)
         processes.SHARED.discard(self.served.process.pid)
 

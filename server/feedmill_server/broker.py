@@ -257,24 +257,21 @@ class Broker(Generic[M]):
         build.bad.extend(bad)
         self._settle(build)
 
-    def returned(self, worker: int) -> None:
-        """Take back the part that a worker was to have last: it had died before, and so not of that."""
-        work = self._assigned[worker].pop()
-        work.build.running -= 1
-        work.build.parts.appendleft(work)
+    def begun(self, worker: int) -> None:
+        """Take note that a worker has begun the first part that it has in hand."""
+        self._assigned[worker][0].begun = True
 
     def lost(self, worker: int, reason: str) -> None:
-        """Take back what a dead worker had in hand. It died of the first part, one sample of it."""
-        in_hand = self._assigned.pop(worker, deque())
-        for position, work in enumerate(in_hand):
+        """Take back what a dead worker had in hand. If it had begun the first part, it died of one sample of it."""
+        for work in self._assigned.pop(worker, deque()):
             build = work.build
             build.running -= 1
-            work.kills += position == 0
+            work.kills += work.begun
             if work.kills >= KILLS and work.rows == 1:
                 ((shard, index),) = work.samples.tolist()
                 build.keys[work.first] = build.stream.key(shard, index)
                 build.bad.append(Bad(work.first, shard, build.keys[work.first], reason))
-            elif position == 0:
+            elif work.begun:
                 singles = [Work(build, row, 1, work.kills) for row in range(work.first, work.first + work.rows)]
                 build.parts.extendleft(reversed(singles))
             else:

@@ -110,6 +110,7 @@ class Work(Generic[M]):
     first: int
     rows: int
     kills: int = 0
+    begun: bool = False
 
     @property
     def samples(self) -> npt.NDArray[np.int64]:

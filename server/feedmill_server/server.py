@@ -317,8 +317,12 @@ class Server:
             return
         self._report(number, *report)
 
-    def _report(self, number: int, _kind: str, keys: list[str], bad: list[Any]) -> None:
-        self._broker.done(number, keys, [Bad(*b) for b in bad])
+    def _report(self, number: int, kind: str, *report: Any) -> None:
+        if kind == "begun":
+            self._broker.begun(number)
+        else:
+            keys, bad = report
+            self._broker.done(number, keys, [Bad(*b) for b in bad])
 
     def _bury(self, number: int, code: int) -> None:
         if (channel := self._workers.channels.get(number)) is None:
@@ -356,10 +360,8 @@ class Server:
             raise RuntimeError("a part of a build that has no slot")
         fields = [(field.name, field.dtype, field.shape, field.channels_last) for field in build.stream.fields]
         name = (build.stream.number, fields, build.rows, work.first, build.get.seed, build.get.epoch)
-        try:
+        with suppress(ChannelClosed):  # the fork server will say so, and the part be done again
             self._workers.give(number, build.slot, *name, work.samples.tobytes())
-        except ChannelClosed:  # the fork server will say so; when all are killed at once, it has not got round to it
-            self._broker.returned(number)
 
     # Replies.
 

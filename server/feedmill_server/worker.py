@@ -3,7 +3,9 @@
 A process forked by the fork server. It serves one channel, one part of a batch at a time, and ends when the channel
 closes. It decides nothing: what becomes of bad samples, dead workers and finished parts is the broker's business.
 
-Conversation: the broker sends ``part``, ``probe`` and ``drop``; the worker answers ``done``, ``probed`` or ``unfit``.
+Conversation: the broker sends ``part``, ``probe`` and ``drop``; the worker answers a part with ``begun``, so that no
+sample is blamed for the death of a worker that had not come to it, and then ``done``; a probe with ``probed`` or
+``unfit``.
 """
 
 import math
@@ -64,6 +66,7 @@ def work(channel: Channel, mills: Sequence[Mill]) -> None:
                 slots[message[0]] = mmap.mmap(fd, 0)
                 os.close(fd)
             if kind == "part":
+                channel.send("begun")
                 channel.send("done", *_part(mills, slots, *message))
             elif kind == "probe":
                 channel.send(*_probe(mills[message[0]], *message[1:]))

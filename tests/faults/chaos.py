@@ -137,6 +137,7 @@ class Chaos:
             pool = stack.enter_context(ThreadPoolExecutor(self._servers))
             self._pool = pool
             self._targets = [_Target(mill) for mill in pool.map(lambda _: self._open(stack), range(self._servers))]
+            stack.callback(self._mend)
             urls = [target.mill.url for target in self._targets]
             for rank in range(self._ranks):
                 options = ("--rank", str(rank), "--ranks", str(self._ranks), "--step", str(self._step))
@@ -144,8 +145,7 @@ class Chaos:
                 self._trainers.append(stack.enter_context(running))
             self._wait(60, lambda: all(t.batches for t in self._trainers))
             self._rage(kills, batches)
-            for target in self._targets:
-                self._mend(target)
+            self._mend()
             ended = [_last_words(t) for t in self._trainers if t.process.poll() is not None or t.end()]
         figures = Figures(time.monotonic() - begun, dict(self._struck), hangs=self._hangs, ended=ended)
         self._judge(figures)
@@ -220,11 +220,13 @@ class Chaos:
         target.coming = self._pool.submit(target.mill.again)
         return True
 
-    def _mend(self, target: _Target) -> None:
-        self._go_on(target)
-        if target.coming:
-            target.coming.result()
-            target.coming = None
+    def _mend(self) -> None:
+        """Let everything run again."""
+        for target in self._targets:
+            self._go_on(target)
+            if target.coming:
+                target.coming.result()
+                target.coming = None
 
     def _watch(self, running: Trainer, batches: int, since: float, now: float) -> tuple[int, float]:
         """Look whether a trainer got on; return how far it is, and when that was first seen."""

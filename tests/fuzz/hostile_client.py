@@ -150,6 +150,7 @@ class _Conversation:
         """Have a worker finish what it has in hand, or its next part; return whether there was anything to do."""
         if not self.broker.assigned(worker) and self.broker.next_part(worker) is None:
             return False
+        self.broker.begun(worker)
         work = self.broker._assigned[worker][0]
         keys = [f"{shard}:{index}" for shard, index in work.samples.tolist()]
         bad = [Bad(work.first, 0, keys[0], "broken")] if self.draw.random() < 0.05 else []

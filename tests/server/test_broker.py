@@ -144,6 +144,7 @@ class Scene:
         """Give a worker its next part, which there must be; it begins to write at once."""
         work = self.broker.next_part(worker)
         assert work is not None
+        self.broker.begun(worker)
         slot = work.build.slot
         assert slot is not None
         assert slot.pins == 0
@@ -763,14 +764,14 @@ def test_a_worker_may_die_with_nothing_in_hand(scene: Scene) -> None:
     assert scene.types() == [(ANN, "BATCH")]
 
 
-def test_what_a_worker_never_got_has_not_killed_it(scene: Scene) -> None:
-    """When all are killed at once, the parts of the first are offered to the others before their end is known."""
+def test_what_a_worker_had_not_begun_has_not_killed_it(scene: Scene) -> None:
+    """When all are killed at once, the parts of the first are given to the others before their end is known."""
     scene.get(ANN, 0, samples=2)
     scene.part(1)
     scene.broker.lost(1, "died")
     for worker in (2, 3, 4):
-        single = scene.part(worker)
-        scene.broker.returned(worker)
+        single = scene.broker.next_part(worker)
+        assert single is not None
         scene.broker.lost(worker, "died")
         assert (single.rows, single.kills, single.build.running) == (1, 1, 0)
     scene.finish()
@@ -785,6 +786,7 @@ def _kill_over(scene: Scene, row: int) -> None:
         if work is None:
             return
         if work.first <= row < work.first + work.rows:
+            scene.broker.begun(worker)
             scene.broker.lost(worker, "the worker died, twice")
         else:
             slot = work.build.slot
@@ -915,6 +917,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS))
     def lost(self, worker: int) -> None:
         if self.in_hand[worker]:
+            self.broker.begun(worker)
             self.kills.update((s, n) for s, n in self.in_hand[worker][0].samples.tolist())
             self.in_hand[worker].clear()
         self.broker.lost(worker, "died")

@@ -70,6 +70,9 @@ class Worker:
     def ask(self, *message: Any, fds: Sequence[int] = ()) -> list[Any]:
         self.channel.send(*message, fds=fds)
         answer, _ = self.channel.receive(30)
+        if message[0] == "part":
+            assert answer == ["begun"]
+            answer, _ = self.channel.receive(30)
         return answer
 
     def part(

@@ -24,11 +24,15 @@ _DEADLINE: Final = 10.0
 
 @dataclass(eq=False)
 class Way:
-    """One direction. ``delay`` seconds pass before each piece; ``rate`` of all bytes are changed."""
+    """One direction. ``delay`` seconds pass before each piece; ``rate`` of all bytes are changed.
+
+    What there is to ``slip_in`` comes before the next piece, once.
+    """
 
     random: random.Random
     delay: float = 0.0
     rate: float = 0.0
+    slip_in: bytes = b""
     passed: int = 0
     garbled: int = 0
     flowing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -39,9 +43,10 @@ class Way:
     def take(self, data: bytes) -> bytes:
         """Return what comes out at the other end."""
         self.passed += len(data)
+        changed = bytearray(self.slip_in + data)
+        self.slip_in = b""
         if not self.rate:
-            return data
-        changed = bytearray(data)
+            return bytes(changed)
         position = int(self.random.expovariate(self.rate))
         while position < len(changed):
             changed[position] ^= self.random.randrange(1, 256)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,10 @@ WORKERS: Final = 2
 
 QUIET: Final = 1.5
 """Seconds without a fault after a broker was killed, so that a wait can be told to be of that kill."""
+
+APART: Final = 0.15
+"""Seconds between any two faults. A sample whose second worker dies while at it is rightly called bad, and on a busy
+machine a worker may be at one for so long."""
 
 HANG: Final = 20.0
 """Seconds without a batch, though a broker is there, that are called a hang."""
@@ -130,8 +135,8 @@ class Chaos:
             "end the broker": (3, self._end_broker),
         }
 
-    def run(self, kills: int, batches: int) -> Figures:
-        """Strike so often, and go on until so many batches have come."""
+    def run(self, kills: int, batches: int, seconds: float = inf) -> Figures:
+        """Strike so often, and go on until so many batches have come, or so much time has passed."""
         begun = time.monotonic()
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(self._servers))
@@ -144,7 +149,7 @@ class Chaos:
                 running = trainer(self._folder, f"rank-{rank}", urls, "train", *options, "--prefetch", "2")
                 self._trainers.append(stack.enter_context(running))
             self._wait(60, lambda: all(t.batches for t in self._trainers))
-            self._rage(kills, batches)
+            self._rage(kills, batches, begun + seconds)
             self._mend()
             ended = [_last_words(t) for t in self._trainers if t.process.poll() is not None or t.end()]
         figures = Figures(time.monotonic() - begun, dict(self._struck), hangs=self._hangs, ended=ended)
@@ -159,13 +164,12 @@ class Chaos:
 
     # Striking.
 
-    def _rage(self, kills: int, batches: int) -> None:
+    def _rage(self, kills: int, batches: int, end: float) -> None:
         due = time.monotonic()
         seen = [(0, due)] * self._ranks
-        while (sum(self._struck.values()) < kills or sum(t.batches for t in self._trainers) < batches) and all(
-            t.process.poll() is None for t in self._trainers
-        ):
-            now = time.monotonic()
+        while all(t.process.poll() is None for t in self._trainers) and (now := time.monotonic()) < end:
+            if sum(self._struck.values()) >= kills and sum(t.batches for t in self._trainers) >= batches:
+                break
             for target in self._targets:
                 if target.stopped and now >= target.until:
                     self._go_on(target)
@@ -173,8 +177,8 @@ class Chaos:
                     target.coming.result()
                     target.coming = None
             if now >= due and sum(self._struck.values()) < kills and (name := self._strike()):
-                quiet = QUIET if name == "kill the broker" else 0.0
-                due = now + max(quiet, self._random.expovariate(1 / self._every))
+                quiet = QUIET if name == "kill the broker" else APART + self._random.expovariate(1 / self._every)
+                due = now + quiet
                 _log.debug("%s", name)
             seen = [self._watch(t, *before, now) for t, before in zip(self._trainers, seen, strict=True)]
             time.sleep(PAUSE)
@@ -271,6 +275,7 @@ class _State:
 
 
 def _kill(pids: list[int]) -> bool:
+    strike(pids, signal.SIGSTOP)  # all at once: none may go on with what another has left
     strike(pids, signal.SIGKILL)
     return bool(pids)
 
@@ -332,6 +337,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1000, help="faults of all kinds")
     parser.add_argument("--batches", type=int, default=100_000, help="batches at least, of all trainers")
+    parser.add_argument("--seconds", type=float, default=inf, help="at most")
     parser.add_argument("--servers", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--every", type=float, default=0.9, help="seconds between two faults, on average")
@@ -344,8 +350,8 @@ def main() -> int:
         chaos = Chaos(
             Path(folder), servers=args.servers, ranks=args.ranks, every=args.every, step=args.step, seed=args.seed
         )
-        figures = chaos.run(args.kills, args.batches)
-    found = json.dumps({"cores": os.cpu_count(), "arguments": vars(args) | {"json": None}, **asdict(figures)}, indent=1)
+        figures = chaos.run(args.kills, args.batches, args.seconds)
+    found = json.dumps({"cores": os.cpu_count(), "arguments": {k: str(v) for k, v in vars(args).items()}, **asdict(figures)}, indent=1)
     if args.json:
         args.json.write_text(found)
     print(_table(figures))  # noqa: T201 # a command

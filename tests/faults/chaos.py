@@ -39,12 +39,12 @@ WORKERS: Final = 2
 QUIET: Final = 1.5
 """Seconds without a fault after a broker was killed, so that a wait can be told to be of that kill."""
 
-APART: Final = 0.15
-"""Seconds between any two faults. A sample whose second worker dies while at it is rightly called bad, and on a busy
-machine a worker may be at one for so long."""
+CALM: Final = 1.0
+"""Seconds for which all workers of a server must have been there before they are struck. A sample whose second worker
+dies while at it is called bad, and on a busy machine the first sample of a worker may take a while."""
 
 HANG: Final = 20.0
-"""Seconds without a batch, though a broker is there, that are called a hang."""
+"""Seconds without a batch, though a server is whole, that are called a hang."""
 
 PAUSE: Final = 0.01
 
@@ -85,6 +85,7 @@ class _Target:
     until: float = 0.0
     """When what is stopped goes on."""
     coming: "Future[None] | None" = None
+    whole_since: float = inf
 
     @property
     def up(self) -> bool:
@@ -176,8 +177,9 @@ class Chaos:
                 if target.coming and target.coming.done():
                     target.coming.result()
                     target.coming = None
+                target.whole_since = min(target.whole_since, now) if target.whole else inf
             if now >= due and sum(self._struck.values()) < kills and (name := self._strike()):
-                quiet = QUIET if name == "kill the broker" else APART + self._random.expovariate(1 / self._every)
+                quiet = QUIET if name == "kill the broker" else self._random.expovariate(1 / self._every)
                 due = now + quiet
                 _log.debug("%s", name)
             seen = [self._watch(t, *before, now) for t, before in zip(self._trainers, seen, strict=True)]
@@ -192,9 +194,9 @@ class Chaos:
             return ""
         others = [other for other in self._targets if other is not target]
         spared = any(o.whole for o in others) if name == "kill the broker" else any(o.up for o in others)
-        if "broker" in name and not spared:
-            return ""
         now = time.monotonic()
+        if not spared if "broker" in name else now < target.whole_since + CALM:
+            return ""
         if not self._faults[name][1](target):
             return ""
         if self._kills and self._kills[-1].until is None and self._kills[-1].at < now:
@@ -236,6 +238,8 @@ class Chaos:
         """Look whether a trainer got on; return how far it is, and when that was first seen."""
         if (found := running.batches) > batches:
             return found, now
+        if all(target.whole_since == inf for target in self._targets):
+            return batches, now  # nobody could make one
         if now - since < HANG:
             return batches, since
         self._hangs += 1

@@ -43,11 +43,11 @@ class Mill:
 
     def fork_servers(self) -> list[int]:
         """Return the fork server, if there is one just now."""
-        return processes.children(self.broker)
+        return _children(self.broker)
 
     def workers(self) -> list[int]:
         """Return the workers that there are just now."""
-        return [pid for parent in self.fork_servers() for pid in processes.children(parent)]
+        return [pid for parent in self.fork_servers() for pid in _children(parent)]
 
     def mend(self, workers: int) -> None:
         """Wait until it has so many workers."""
@@ -58,6 +58,14 @@ class Mill:
         if self._shared:
             processes.SHARED.add(served.process.pid)
         return served
+
+
+def _children(pid: int) -> list[int]:
+    """Return what the kernel says of a process's children: without looking at all others, since chaos asks often."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def strike(pids: list[int], number: signal.Signals) -> None:

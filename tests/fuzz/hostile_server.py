@@ -44,7 +44,7 @@ PICTURE: Final = FieldSpec("x", "uint8", (3, 4, 4), True, (0.5, 0.5, 0.25), (-1.
 FIELDS: Final = (
     (PICTURE, FieldSpec("n", "int64", ())),
     (FieldSpec("n", "float16", (1, 2, 1, 2, 1, 2, 1)), FieldSpec("m", "bool", (3,))),
-    (FieldSpec("none", "float32", (0, 4, 4)),),
+    (FieldSpec("none", "float32", (0, 2**28, 4)),),
     (FieldSpec("none", "uint8", (3, 0, 4), True, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),),  # noqa: FBT003
     (),
 )

@@ -1,8 +1,8 @@
 """Chaos: servers are killed, stopped, ended and started again, all the time, under trainers that go on.
 
 Run as ``python -m faults.chaos --kills 1000 --batches 100000`` in ``tests``. Real processes: servers of tiny samples,
-and trainers, ranks of one world. Everything that comes is compared with what `faults.oracle` computes. Another broker is
-always left alone, so the trainers must go on; workers and fork servers are struck anywhere.
+and trainers, ranks of one world. Everything that comes is compared with what `faults.oracle` computes. Another broker
+is always left alone, so the trainers must go on; workers and fork servers are struck anywhere.
 """
 
 import argparse
@@ -107,7 +107,7 @@ class _Kill:
 
 
 class Chaos:
-    """``servers`` servers and ``ranks`` trainers with a step of ``step`` seconds; a fault every ``every`` on average."""
+    """``servers`` servers, ``ranks`` trainers with a step of ``step`` seconds, a fault every ``every`` on average."""
 
     def __init__(
         self, folder: Path, *, servers: int, ranks: int, every: float, step: float, seed: int, samples: int = 1000
@@ -355,7 +355,8 @@ def main() -> int:
             Path(folder), servers=args.servers, ranks=args.ranks, every=args.every, step=args.step, seed=args.seed
         )
         figures = chaos.run(args.kills, args.batches, args.seconds)
-    found = json.dumps({"cores": os.cpu_count(), "arguments": {k: str(v) for k, v in vars(args).items()}, **asdict(figures)}, indent=1)
+    arguments = {name: str(value) for name, value in vars(args).items()}
+    found = json.dumps({"cores": os.cpu_count(), "arguments": arguments, **asdict(figures)}, indent=1)
     if args.json:
         args.json.write_text(found)
     print(_table(figures))  # noqa: T201 # a command

@@ -130,7 +130,8 @@ class FaultProxy:
             task.add_done_callback(tasks.discard)
 
         server = await asyncio.start_server(accepted, "127.0.0.1", 0)
-        self.url = "tcp://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+        port = server.sockets[0].getsockname()[1]
+        self.url = f"tcp://127.0.0.1:{port}"
         self._ready.set()
         await self._closing.wait()
         server.close()

@@ -47,7 +47,9 @@ def test_samples_are_not_blamed_for_workers_that_are_killed_together(mills: list
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_what_is_stopped_within_the_only_server_delays_and_nothing_else(mills: list[Mill], seed: int, part: str) -> None:
+def test_what_is_stopped_within_the_only_server_delays_and_nothing_else(
+    mills: list[Mill], seed: int, part: str
+) -> None:
     """Stopped for three seconds, which is longer than a client needs to have its doubts, and then going on."""
     mill = mills[0]
     with feedmill.connect(mill.url, "tiny", seed=seed, timeout=TIMEOUT) as feed, later() as after:
@@ -78,7 +80,9 @@ def test_a_broker_that_is_stopped_for_good_is_done_without(mills: list[Mill], se
         assert_undisturbed(notes, feed.plan, pipelines.tiny)
 
 
-def test_servers_are_restarted_one_after_the_other_under_a_trainer(mills: list[Mill], seed: int, tmp_path: Path) -> None:
+def test_servers_are_restarted_one_after_the_other_under_a_trainer(
+    mills: list[Mill], seed: int, tmp_path: Path
+) -> None:
     """Each ends as an operator ends it, and comes back on its port; the trainer has batches all the while."""
     with trainer(tmp_path, "rank-0", [mill.url for mill in mills], "tiny", "--seed", str(seed)) as running:
         wait_until(lambda: running.batches > 10, TIMEOUT, "it has begun")

@@ -40,12 +40,12 @@ from fuzz.frames import Sent, harmed, mutated, sent, whole
 __all__ = ["converse"]
 
 COUNTS: Final = np.array([30, 0, 10], np.uint32)
-PICTURE: Final = FieldSpec("x", "uint8", (3, 4, 4), True, (0.5, 0.5, 0.25), (-1.0, 0.0, 1.0))  # noqa: FBT003
+PICTURE: Final = FieldSpec("x", "uint8", (3, 4, 4), True, (0.5, 0.5, 0.25), (-1.0, 0.0, 1.0))
 FIELDS: Final = (
     (PICTURE, FieldSpec("n", "int64", ())),
     (FieldSpec("n", "float16", (1, 2, 1, 2, 1, 2, 1)), FieldSpec("m", "bool", (3,))),
     (FieldSpec("none", "float32", (0, 2**28, 4)),),
-    (FieldSpec("none", "uint8", (3, 0, 4), True, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),),  # noqa: FBT003
+    (FieldSpec("none", "uint8", (3, 0, 4), True, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),),
     (),
 )
 BATCH_BYTES: Final = 2**20
@@ -65,7 +65,7 @@ class _Socket:
         self._begun = True
         return self.left.popleft()
 
-    def recv_into(self, room: memoryview, *, flags: int) -> int:  # noqa: ARG002
+    def recv_into(self, room: memoryview, *, flags: int) -> int:
         frame = self.recv()
         room[: len(frame)] = frame[: len(room)]
         return len(frame)
@@ -142,9 +142,7 @@ class _Conversation:
         first = self.draw.randrange(20)
         samples = np.array([[0, first, first + self.draw.randint(1, 8)], [2, 0, 1]], np.uint32)
         on_error = self.draw.choice(("raise", "skip"))
-        get = Get(
-            stream="train", fingerprint="f", seed=1, epoch=0, batch=batch, spans=len(samples), on_error=on_error
-        )
+        get = Get(stream="train", fingerprint="f", seed=1, epoch=0, batch=batch, spans=len(samples), on_error=on_error)
         self.ledger.want(get, spans.pack(samples), spans.count(samples), CLOCK.seconds)
         self.collect()
 
@@ -211,7 +209,8 @@ class _Conversation:
     def valid(self) -> list[Sent]:
         """Return what may be said just now, and what only clients say."""
         messages: list[Message] = [Pong(progress=self.draw.randrange(9), queue=1), Drain(), Ping(), Bye(), Hello()]
-        messages += [Reject(code=code, reason="no") for code in ("version", "stream", "fingerprint", "limit", "protocol", "damaged")]
+        codes = ("version", "stream", "fingerprint", "limit", "protocol", "damaged")
+        messages += [Reject(code=code, reason="no") for code in codes]
         messages.append(Cancel(epoch=0, batch=1))
         for _, get, _ in self.gets[-4:]:
             name = {"epoch": get.epoch, "batch": get.batch, "attempt": get.attempt}

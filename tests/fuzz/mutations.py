@@ -101,7 +101,7 @@ _BYTES: Final[tuple[Callable[[bytes, Sequence[bytes], random.Random], bytes], ..
 
 
 def repack(header: bytes, draw: random.Random) -> bytes:
-    """Change a value of a msgpack header, a few times, and pack it again: what is no longer valid is so in its sense."""
+    """Change values of a msgpack header and pack it again: what is no longer valid is so in its sense."""
     value = msgpack.unpackb(header, use_list=False)
     for _ in range(draw.choice((1, 1, 2, 3))):
         value = bend(value, draw)
@@ -112,7 +112,7 @@ def repack(header: bytes, draw: random.Random) -> bytes:
     return packed if draw.random() < 0.98 else packed + header
 
 
-def bend(value: Any, draw: random.Random) -> Any:
+def bend(value: Any, draw: random.Random) -> Any:  # noqa: PLR0911 # one for each way
     """Change something in a value: another number, another type, another count, another place, deeper."""
     if isinstance(value, dict) and value and draw.random() < 0.9:
         name = draw.choice(list(value))

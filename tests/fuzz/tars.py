@@ -1,6 +1,7 @@
 """Fuzzing of shards: whatever a file holds, it is refused or indexed, and what is indexed lies within the file."""
 
 import random
+import zlib
 from functools import cache
 from typing import Final
 
@@ -55,7 +56,7 @@ _CONTENTS: Final = (
     b"a/b.c.d",
     b"/",
     b"\xff\xfe.jpg",
-    b"ustar\0" b"00",
+    b"ustar\x0000",
     b"ustar  \0",
     b"14 path=g.jpg\n",
     b"9 size=1\n",
@@ -68,7 +69,8 @@ _CONTENTS: Final = (
 @cache
 def seeds() -> list[bytes]:
     """Return valid shards in all formats."""
-    return [tar_bytes(members, format=form) for members in _MEMBERS for form in FORMATS if form != "ustar" or members is not _MEMBERS[1]]
+    long = _MEMBERS[1]  # too long for ustar
+    return [tar_bytes(m, format=form) for m in _MEMBERS for form in FORMATS if form != "ustar" or m is not long]
 
 
 def _forge(data: bytes, draw: random.Random) -> bytes:
@@ -119,9 +121,7 @@ def index(draw: random.Random) -> str:
     try:
         found = ShardIndex.build(walk(memoryview(data), "s.tar"), "s.tar")
     except ShardError as error:
-        assert error.shard == "s.tar"
-        assert error.reason
-        return "refused"
+        return "refused" if error.shard == "s.tar" and error.reason else "refused without a word"
     with Shard("s.tar", found, memoryview(data)) as shard:
         for sample in range(len(found)):
             assert found.key(sample)
@@ -135,8 +135,6 @@ def index(draw: random.Random) -> str:
 
 def load(draw: random.Random) -> str:
     """Load a mutated index, as a damaged disk would give it, with its checksum right: it is refused, or sound."""
-    import zlib
-
     data = draw.choice(seeds())
     body = ShardIndex.build(walk(memoryview(data), "s.tar"), "s.tar").to_bytes()[4:]
     body = mutate(body, [body], draw)

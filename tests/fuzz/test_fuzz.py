@@ -25,6 +25,7 @@ def _quiet() -> Iterator[None]:
 def assert_both(outcome: Outcome, *ends: str) -> None:
     """Assert that cases ended in all of these ways: fuzzing that refuses everything at the door finds nothing."""
     assert all(outcome.ends[end] > outcome.cases / 100 for end in ends), outcome.ends
+    assert not outcome.ends["refused without a word"]
 
 
 def test_a_client_survives_whatever_servers_send() -> None:

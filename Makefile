@@ -3,7 +3,7 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check cover clean
+.PHONY: demo test check cover chaos-real fuzz clean
 
 demo: $(READY)  ## make pictures, serve them from two servers, train on them
 	$(VENV)/bin/feedmill demo
@@ -19,6 +19,12 @@ check: $(READY)  ## what CI checks besides the tests
 
 cover: $(READY)  ## the protocol, by its own tests, every branch
 	$(PY) -m pytest tests/protocol -q --cov=feedmill_protocol --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
+
+chaos-real: $(READY)  ## 1,000 faults of real processes under two trainers: half an hour; CHAOS="--seconds 300" for less
+	cd tests && $(abspath $(PY)) -m faults.chaos --kills 1000 --batches 100000 $(CHAOS)
+
+fuzz: $(READY)  ## a million mutated messages each way, and mutated shards and configurations: ten minutes
+	cd tests && $(abspath $(PY)) -m fuzz $(FUZZ)
 
 $(READY): pyproject.toml
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("feedmill needs Python 3.11 or later; this is " + sys.version)'

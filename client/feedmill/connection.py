@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -46,6 +47,10 @@ _LOOK_UP_AGAIN: Final = 0.5
 
 _RECONNECT_MS: Final = (50, 1000)
 """How soon, first and at most, a lost connection is tried again: a server that comes back is used within a second."""
+
+_GIVEN_UP: Final = 0.5
+"""Seconds after a loss in which libzmq says that it tries again. It does not where the other side broke ZMTP, be it for
+one flipped bit: then another socket is needed."""
 
 _PATIENCE: Final = 1.0
 """Seconds for which the thread sleeps at most."""
@@ -82,6 +87,7 @@ class _Peer:
     socket: zmq.Socket[bytes]
     monitor: zmq.Socket[bytes]
     backlog: deque[Outgoing] = field(default_factory=deque)
+    lost_at: float = inf  # when the connection was lost, until libzmq tries again
 
 
 class Connection:
@@ -238,6 +244,9 @@ class Connection:
                 self._observe(endpoint, peer)
             if peer.socket in ready:
                 self._receive(endpoint, peer.socket)
+            if now >= peer.lost_at + _GIVEN_UP:
+                self._close(endpoint)
+                self._connect(endpoint)
         self._ledger.tick(time.monotonic())  # after reading: what waits to be read is no silence
         self._send()
         with self._lock:
@@ -298,7 +307,8 @@ class Connection:
         socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_MS[1])
         socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
         socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+        monitor = socket.get_monitor_socket(events)
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
         self._peers[endpoint] = _Peer(socket, monitor)
@@ -329,7 +339,10 @@ class Connection:
             elif event == zmq.EVENT_DISCONNECTED:
                 _log.warning("lost the connection to %s; what was asked of it is asked elsewhere", endpoint)
                 peer.backlog.clear()
+                peer.lost_at = time.monotonic()
                 self._ledger.disconnected(endpoint)
+            else:
+                peer.lost_at = inf
 
     # Messages.
 

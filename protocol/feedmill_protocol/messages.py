@@ -4,6 +4,7 @@ Every field is annotated with the check that the receiver applies to it. New opt
 protocol version; receivers ignore fields that they do not know. Anything else needs a new version.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, TypeAlias, cast
 
@@ -49,6 +50,9 @@ _any_field = record(
 def _field(value: object, path: str) -> object:
     """Accept a field whose parts agree with each other."""
     field = cast("FieldSpec", _any_field(value, path))
+    # A size of 0 makes a row of no bytes, but not the strides of a tensor small.
+    if math.prod(max(1, size) for size in field.shape) * ITEM_BYTES[field.dtype] > limits.BLOCK_BYTES:
+        raise ProtocolError(f"{path}: no row of shape {list(field.shape)} fits {limits.BLOCK_BYTES} bytes")
     if (field.channels_last or field.scale) and len(field.shape) != 3:
         raise ProtocolError(f"{path}: a shape of {len(field.shape)} dimensions has no channels")
     if len(field.scale) != len(field.bias) or (field.scale and len(field.scale) != field.shape[0]):

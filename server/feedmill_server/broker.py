@@ -263,18 +263,19 @@ class Broker(Generic[M]):
         self._settle(build)
 
     def lost(self, worker: int, reason: str, row: int, key: str) -> None:
-        """Take back what a dead worker had in hand. It died of the first part, and there of a row with this key.
+        """Take back what a dead worker had in hand. It died of a row of the first part, with this key.
 
-        If the row is none of that part, of its first one; a key of "" says that it died of the shard.
+        If the row is none of that part, it had not begun it, and no sample is to blame. A key of "" says that it died of
+        the shard.
         """
         in_hand = self._assigned.pop(worker, deque())
-        if not in_hand:
+        if not in_hand or not in_hand[0].first <= row < in_hand[0].first + in_hand[0].rows:
+            self._put_back(in_hand)
             return
         self.parts_done += 1  # the second loss is the last: clients may see it as progress
         work = in_hand.popleft()
         self._put_back(in_hand)
         build, first, stop = work.build, work.first, work.first + work.rows
-        row = row if first <= row < stop else first
         build.running -= 1
         alone = Work(build, row, 1, work.kills + 1)
         if alone.kills >= KILLS:

@@ -37,7 +37,9 @@ _WORKER_MEMORY: Final = 64 * 1024 * 1024
 _LONGEST: Final = 86_400
 """Seconds: a day. Who means "for ever" should say how long that is."""
 
-_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE)
+_SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE | re.ASCII)
+
+_PORT: Final = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,8 @@ class ServerConfig:
         if not self.streams:
             raise UsageError("nothing to serve: give SHARDS and --preset or --pipeline, or --config FILE.toml")
         _check_bind(self.bind, insecure=self.insecure)
+        if not self.name.isprintable():
+            raise UsageError(f"name={self.name!r}: a name is printable text")
         if len(self.name.encode()) > limits.NAME_BYTES:
             raise UsageError(f"name={self.name!r}: a name has at most {limits.NAME_BYTES} bytes")
         workers = self.workers or len(os.sched_getaffinity(0))
@@ -125,7 +129,7 @@ def _read(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, or an integer of 5,000 digits
         raise UsageError(f"configuration {path}: not TOML: {error}") from None
     _known(values, _keys(ServerConfig), f"configuration {path}")
     streams = values.get("streams", {})
@@ -140,7 +144,7 @@ def _read(path: Path) -> dict[str, Any]:
         # Paths in a file are relative to that file, so that it means the same from everywhere.
         if isinstance(shards := stream.get("shards"), list):
             stream["shards"] = [_beside(path, shard) for shard in shards]
-        if ".py:" in str(pipeline := stream.get("pipeline")):
+        if isinstance(pipeline := stream.get("pipeline"), str) and ".py:" in pipeline:
             stream["pipeline"] = _beside(path, pipeline)
     if values.get("cache"):
         values["cache"] = _beside(path, values["cache"])
@@ -178,6 +182,8 @@ def _server_value(key: str, value: Any) -> Any:
 
 
 def _stream(name: str, given: Mapping[str, Any]) -> StreamConfig:
+    if not name.isprintable():  # nor can it be sent, if it came from the environment and is no UTF-8
+        raise UsageError(f"stream {name!r}: a name is printable text")
     if not name or len(name.encode()) > limits.NAME_BYTES:
         raise UsageError(f"stream {name!r}: a name has 1 to {limits.NAME_BYTES} bytes")
     shards = given.get("shards") or ()
@@ -202,7 +208,7 @@ def _stream(name: str, given: Mapping[str, Any]) -> StreamConfig:
 
 def _string(key: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{key}={value!r}: expected a string")
+        raise UsageError(f"{key}={_shown(value)}: expected a string")
     return value
 
 
@@ -212,7 +218,7 @@ def _integer(key: str, value: Any, low: int, high: int) -> int:
     except ValueError:
         number = None
     if type(number) is not int or not low <= number <= high:
-        raise UsageError(f"{key}={value!r}: expected an integer in {low}..{high}")
+        raise UsageError(f"{key}={_shown(value)}: expected an integer in {low}..{high}")
     return number
 
 
@@ -230,16 +236,24 @@ def _boolean(key: str, value: Any) -> bool:
     if isinstance(value, str) and value.lower() in {"1", "true", "yes", "0", "false", "no", ""}:
         return value.lower() in {"1", "true", "yes"}
     if not isinstance(value, bool):
-        raise UsageError(f"{key}={value!r}: expected true or false")
+        raise UsageError(f"{key}={_shown(value)}: expected true or false")
     return value
 
 
 def _bytes(key: str, value: Any) -> int:
-    match = _SIZE.fullmatch(str(value)) if not isinstance(value, bool) else None
+    match = _SIZE.fullmatch(value if isinstance(value, str) else _shown(value))
     if match is None:
-        raise UsageError(f"{key}={value!r}: expected a size like 512MiB or 2GB")
+        raise UsageError(f"{key}={_shown(value)}: expected a size like 512MiB or 2GB")
     base = 1024 if match[3] else 1000
     return int(float(match[1]) * base ** " KMGT".index((match[2] or " ").upper()))
+
+
+def _shown(value: object) -> str:
+    """Return a value for an error. TOML may hold integers of more digits than Python writes out."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "an integer of thousands of digits"
 
 
 def _check_bind(bind: str, *, insecure: bool) -> None:
@@ -247,7 +261,7 @@ def _check_bind(bind: str, *, insecure: bool) -> None:
     host, colon, port = rest.rpartition(":")
     if scheme == "ipc" and rest:
         return
-    if scheme != "tcp" or not separator or not colon or not host or not (port == "*" or port.isdecimal()):
+    if scheme != "tcp" or not separator or not colon or not host or not (port == "*" or _PORT.fullmatch(port)):
         raise UsageError(f"bind={bind!r}: expected tcp://ADDRESS:PORT or ipc://PATH, for example tcp://0.0.0.0:7880")
     if port != "*" and not 0 < int(port) < 65536:
         raise UsageError(f"bind={bind!r}: expected a port in 1..65535, or *")

@@ -25,7 +25,7 @@ TEXT: Final = (HERE.parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 GOLDEN: Final[list[dict[str, Any]]] = json.loads(HERE.with_name("golden.json").read_text(encoding="utf-8"))
 TYPES: Final = {cls.type: cls for cls in get_args(Message)}
 
-TOGETHER: Final = re.compile("a payload of|has no channels|one number for each channel")
+TOGETHER: Final = re.compile("a payload of|no row of shape|has no channels|one number for each channel")
 """What is said of values that are allowed one by one."""
 
 Extremes = tuple[list[Any], list[Any]]

@@ -741,15 +741,15 @@ def test_reports_of_bad_samples_are_cut_to_size() -> None:
         (21, [(21, 1, 1), (22, 10, 0), (16, 5, 0)]),
         (16, [(16, 1, 1), (17, 15, 0)]),
         (31, [(31, 1, 1), (16, 15, 0)]),
-        (-1, [(16, 1, 1), (17, 15, 0)]),
-        (32, [(16, 1, 1), (17, 15, 0)]),
+        (-1, [(16, 16, 0)]),
+        (32, [(16, 16, 0)]),
     ],
     ids=["middle", "first", "last", "none", "other"],
 )
 def test_what_a_dead_worker_had_in_hand_is_done_again(
     scene: Scene, row: int, again: list[tuple[int, int, int]]
 ) -> None:
-    """The row that it died of alone, and first; the others, and the next part, as they were."""
+    """The row that it died of alone, and first, if it died of one; the others, and the next part, as they were."""
     scene.get(ANN, 0, samples=64)
     first = scene.part(2)
     assert scene.part(1).first == 16
@@ -824,6 +824,21 @@ def test_a_worker_may_die_with_nothing_in_hand(scene: Scene) -> None:
     assert scene.types() == [(ANN, "BATCH")]
 
 
+def test_what_a_worker_had_not_begun_has_not_killed_it(scene: Scene) -> None:
+    """When all are killed at once, the parts of the first are given to the others before their end is known."""
+    scene.get(ANN, 0, samples=2)
+    scene.part(1)
+    scene.broker.lost(1, "died", 0, "1:0")
+    for worker in (2, 3, 4):
+        single = scene.broker.next_part(worker)
+        assert single is not None
+        scene.broker.lost(worker, "died", -1, "")
+        assert (single.rows, single.kills, single.build.running) == (1, 1, 0)
+    scene.finish()
+    assert scene.types() == [(ANN, "BATCH")]
+    assert scene.is_clean()
+
+
 def _kill_over(scene: Scene, row: int) -> None:
     """Do everything with workers that die of one row."""
     for worker in count():
@@ -875,10 +890,10 @@ def test_a_killer_ends_its_batch_while_the_dead_worker_had_more_of_it(scene: Sce
     """The memory is given back once."""
     scene.get(ANN, 0, samples=16)
     scene.part(1)
-    scene.broker.lost(1, "died", -1, "")
+    scene.broker.lost(1, "died", 0, "1:0")
     scene.part(1)
     scene.part(1)
-    scene.broker.lost(1, "died again", -1, "")
+    scene.broker.lost(1, "died again", 0, "1:0")
     assert scene.types() == [(ANN, "FAIL")]
     assert scene.pool.lent == []
     assert scene.is_clean()
@@ -963,8 +978,9 @@ class AnyOrder(RuleBasedStateMachine):
         row = -1
         if self.in_hand[worker]:
             work = self.in_hand[worker][0]
-            shard, index = work.samples[at if 0 <= at < work.rows else 0].tolist()
-            self.kills[shard, index] += 1
+            if 0 <= at < work.rows:
+                shard, index = work.samples[at].tolist()
+                self.kills[shard, index] += 1
             row = work.first + at if at >= 0 else -1
             self.in_hand[worker].clear()
         self.broker.lost(worker, "died", row, "")

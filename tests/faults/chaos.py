@@ -187,8 +187,7 @@ class Chaos:
 
     def _strike(self) -> str:
         """Do harm that is possible just now; return its name, or "" if there is none."""
-        names, weights = zip(*((name, weight) for name, (weight, _) in self._faults.items()), strict=True)
-        (name,) = self._random.choices(names, weights)
+        (name,) = self._random.choices(list(self._faults), [weight for weight, _ in self._faults.values()])
         target = self._random.choice(self._targets)
         if not target.up or target.stopped:
             return ""
@@ -287,16 +286,16 @@ def _kill(pids: list[int]) -> bool:
 def _compare(figures: Figures, plan: Plan, came: Sequence[Record]) -> None:
     """Compare what came with what should have: batch after batch, epoch after epoch."""
     figures.batches += len(came)
-    found = Counter((record.epoch, record.index) for record in came)
+    found = Counter((record.epoch, record.batch) for record in came)
     figures.twice += sum(times - 1 for times in found.values())
     order = []
     for number in range(len(found)):
         epoch, step = divmod(number, len(plan))
         wanted = expected(plan, pipelines.tiny, epoch, step)
-        order.append((wanted.epoch, wanted.index, wanted.digest))
-    figures.lost += sum((epoch, index) not in found for epoch, index, _ in order)
+        order.append((wanted.epoch, wanted.batch, wanted.digest))
+    figures.lost += sum((epoch, batch) not in found for epoch, batch, _ in order)
     figures.wrong += sum(
-        (record.epoch, record.index, record.digest) != wanted for record, wanted in zip(came, order, strict=False)
+        (record.epoch, record.batch, record.digest) != wanted for record, wanted in zip(came, order, strict=False)
     )
 
 

@@ -17,7 +17,7 @@ class Note(NamedTuple):
     """A batch, as far as two of them are compared."""
 
     epoch: int
-    index: int
+    batch: int
     keys: tuple[str, ...]
     digest: bytes
 

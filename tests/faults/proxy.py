@@ -101,11 +101,13 @@ class FaultProxy:
 
     def stall(self, *ways: Way) -> None:
         """Hold what comes these ways, and keep the connections."""
-        self._do(lambda: [way.flowing.clear() for way in ways])
+        for way in ways:
+            self._do(way.flowing.clear)
 
     def flow(self) -> None:
         """Let go of what is held."""
-        self._do(lambda: [way.flowing.set() for way in (self.up, self.down)])
+        for way in (self.up, self.down):
+            self._do(way.flowing.set)
 
     def _do(self, action: Callable[[], object]) -> None:
         async def act() -> None:

@@ -17,7 +17,7 @@ class Record(NamedTuple):
     """A batch as it came: seconds are of the clock that all processes share."""
 
     epoch: int
-    index: int
+    batch: int
     asked: float
     came: float
     digest: bytes

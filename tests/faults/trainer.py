@@ -56,7 +56,7 @@ def assert_exact(records: Sequence[Record], plan: Plan, transform: Transform) ->
     assert records, "there is something to compare"
     for number, record in enumerate(records):
         wanted = expected(plan, transform, *divmod(number, len(plan)))
-        assert (record.epoch, record.index, record.digest) == (wanted.epoch, wanted.index, wanted.digest)
+        assert (record.epoch, record.batch, record.digest) == (wanted.epoch, wanted.batch, wanted.digest)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import zmq
@@ -171,7 +171,7 @@ class _Conversation:
 
     def valid(self) -> list[Sent]:
         """Return what may be said just now, and what only servers say."""
-        name = {"epoch": 0, "batch": 1, "attempt": 1}
+        name: dict[str, Any] = {"epoch": 0, "batch": 1, "attempt": 1}
         messages: list[Message] = [
             Hello(),
             Hello(stream="train", catalog="c"),

@@ -6,7 +6,7 @@ The real `Connection` takes frames from a socket that is none, for the real ledg
 import random
 import threading
 from collections import Counter, deque
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -213,7 +213,7 @@ class _Conversation:
         messages += [Reject(code=code, reason="no") for code in codes]
         messages.append(Cancel(epoch=0, batch=1))
         for _, get, _ in self.gets[-4:]:
-            name = {"epoch": get.epoch, "batch": get.batch, "attempt": get.attempt}
+            name: dict[str, Any] = {"epoch": get.epoch, "batch": get.batch, "attempt": get.attempt}
             messages += [get, Fail(**name, retryable=True, reason="x")]
             messages.append(Fail(**name, retryable=False, reason="x", shard="s.tar", key="k"))
         found = [sent(message) for message in messages]

@@ -48,7 +48,7 @@ def mutate(data: bytes, others: Sequence[bytes], draw: random.Random) -> bytes:
     return data
 
 
-def _flip(data: bytes, _: Sequence[bytes], draw: random.Random) -> bytes:
+def _flip(data: bytes, _others: Sequence[bytes], draw: random.Random) -> bytes:
     if not data:
         return data
     changed = bytearray(data)
@@ -57,23 +57,23 @@ def _flip(data: bytes, _: Sequence[bytes], draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def _set(data: bytes, _: Sequence[bytes], draw: random.Random) -> bytes:
+def _set(data: bytes, _others: Sequence[bytes], draw: random.Random) -> bytes:
     if not data:
         return data
     at = draw.randrange(len(data))
     return data[:at] + draw.randbytes(min(len(data) - at, draw.choice((1, 1, 2, 4, 8)))) + data[at + 1 :]
 
 
-def _cut(data: bytes, _: Sequence[bytes], draw: random.Random) -> bytes:
+def _cut(data: bytes, _others: Sequence[bytes], draw: random.Random) -> bytes:
     return data[: draw.randrange(len(data) + 1)]
 
 
-def _drop(data: bytes, _: Sequence[bytes], draw: random.Random) -> bytes:
+def _drop(data: bytes, _others: Sequence[bytes], draw: random.Random) -> bytes:
     at, end = sorted((draw.randrange(len(data) + 1), draw.randrange(len(data) + 1)))
     return data[:at] + data[min(end, at + 64) :]
 
 
-def _repeat(data: bytes, _: Sequence[bytes], draw: random.Random) -> bytes:
+def _repeat(data: bytes, _others: Sequence[bytes], draw: random.Random) -> bytes:
     at, end = sorted((draw.randrange(len(data) + 1), draw.randrange(len(data) + 1)))
     return data[:end] + data[at:end][:512] * draw.choice((1, 2, 20)) + data[end:]
 
@@ -83,7 +83,7 @@ def _splice(data: bytes, others: Sequence[bytes], draw: random.Random) -> bytes:
     return data[: draw.randrange(len(data) + 1)] + other[draw.randrange(len(other) + 1) :]
 
 
-def _insert(data: bytes, _: Sequence[bytes], draw: random.Random) -> bytes:
+def _insert(data: bytes, _others: Sequence[bytes], draw: random.Random) -> bytes:
     at = draw.randrange(len(data) + 1)
     return data[:at] + draw.randbytes(draw.choice((1, 2, 5, 40))) + data[at:]
 

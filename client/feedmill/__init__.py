@@ -5,6 +5,8 @@ for images, labels in feed:  # one epoch
     ...
 """
 
+from typing import TYPE_CHECKING
+
 from feedmill_protocol.errors import (
     DataError,
     FeedmillError,
@@ -20,10 +22,14 @@ from feedmill_protocol.errors import (
 
 from .feed import Batch, Feed, Stats, connect
 
+if TYPE_CHECKING:
+    from .dataset import FeedDataset
+
 __all__ = [
     "Batch",
     "DataError",
     "Feed",
+    "FeedDataset",
     "FeedmillError",
     "PipelineError",
     "ProtocolError",
@@ -38,3 +44,11 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name == "FeedDataset":  # a subclass of torch's, and torch takes seconds to import
+        from .dataset import FeedDataset  # noqa: PLC0415
+
+        return FeedDataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,20 +9,22 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import eq
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from feedmill_protocol import limits, spans
+from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import StreamMismatch, UsageError
-from feedmill_protocol.ledger import Key
 from feedmill_protocol.messages import Get, Skipped, Welcome
 from feedmill_protocol.plan import Last, Plan
 from feedmill_protocol.tensors import FieldSpec
 
-from . import addresses
+from . import addresses, state
 from .connection import Connection
+from .course import Course, Place
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +112,8 @@ def connect(
 
     ``url`` names them: ``"tcp://cpu-{0..3}:7880"``, a list, a host name with several addresses. ``stream`` may be left
     out if they have but one. ``rank`` and ``world_size`` say which share of the batches is ours; by default what
-    torch.distributed says, or everything. ``seed``, ``shuffle``, ``window`` (shards shuffled together), ``run``
+    torch.distributed says, or everything; in the first case all ranks must call this, and tell each other what they
+    have been given. ``seed``, ``shuffle``, ``window`` (shards shuffled together), ``run``
     (samples that stay together) and ``last`` ("keep", "drop", "pad") make the plan, on which all ranks must agree; see
     `feedmill_protocol.plan.Plan`. ``batch_size`` is the stream's unless given.
 
@@ -123,45 +126,46 @@ def connect(
     `Feed.finish` does the rest later.
 
     Waits for the first server. Raises ServerUnavailable when none makes progress for ``timeout`` seconds, here and
-    later; StreamMismatch when servers do not have the stream, or not the same; UsageError for arguments.
+    later; StreamMismatch when servers do not have the stream, or servers or ranks do not have the same; UsageError for
+    arguments.
     """
-    from . import tensors  # noqa: PLC0415 # torch takes seconds to import; the command line does without
+    from . import ranks, tensors  # noqa: PLC0415 # torch takes seconds to import; the command line does without
 
-    _one_of("order", order, ("plan", "arrival"))
-    _one_of("on_error", on_error, ("raise", "skip"))
-    if (rank is None) != (world_size is None):
-        raise UsageError(f"rank={rank!r}, world_size={world_size!r}: give both or neither")
-    if type(shuffle) is not bool:
-        raise UsageError(f"shuffle={shuffle!r}: expected True or False")
-    if not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds")
-    if prefetch is not None and not (type(prefetch) is int and 1 <= prefetch <= limits.OUTSTANDING):
-        raise UsageError(f"prefetch={prefetch!r}: expected an integer in 1..{limits.OUTSTANDING}")
-    maker = tensors.Tensors(tensors.device_of(device), tensors.dtype_of(dtype))
-    urls = addresses.parse(url)
+    with ranks.Agreement(ranks.world() if rank is None or world_size is None else None) as agreement:
+        if (rank is None) != (world_size is None):
+            raise UsageError(f"rank={rank!r}, world_size={world_size!r}: give both or neither")
+        _one_of("order", order, ("plan", "arrival"))
+        _one_of("on_error", on_error, ("raise", "skip"))
+        if type(shuffle) is not bool:
+            raise UsageError(f"shuffle={shuffle!r}: expected True or False")
+        if not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+            raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds")
+        ahead = None if prefetch is None else integer("prefetch", prefetch, 1, limits.OUTSTANDING)
+        maker = tensors.Tensors(tensors.device_of(device), tensors.dtype_of(dtype))
+        urls = addresses.parse(url)
 
-    def open_connection() -> Connection:
-        return Connection(urls, stream or "", timeout=timeout, allocate=maker.allocate)
+        def open_connection() -> Connection:
+            return Connection(urls, stream or "", timeout=timeout, allocate=maker.allocate)
 
-    connection = open_connection()
-    try:
-        contract = connection.wait_contract()
-        ours, everybody = (rank, world_size) if rank is not None and world_size is not None else tensors.world()
-        plan = Plan(
-            connection.counts,
-            batch_size=contract.batch_size if batch_size is None else batch_size,
-            seed=seed,
-            shuffle=shuffle,
-            window=window,
-            run=run,
-            rank=ours,
-            world_size=everybody,
-            last=last,
-        )
-    except BaseException:
-        connection.close()
-        raise
-    ahead = prefetch or max(_PREFETCH_LEAST, _PREFETCH_PER_SERVER * len(connection.servers()))
+        connection = open_connection()
+        try:
+            contract = connection.wait_contract()
+            plan = Plan(
+                connection.counts,
+                batch_size=contract.batch_size if batch_size is None else batch_size,
+                seed=seed,
+                shuffle=shuffle,
+                window=window,
+                run=run,
+                rank=agreement.rank if rank is None else rank,
+                world_size=agreement.world_size if world_size is None else world_size,
+                last=last,
+            )
+            agreement.reach(state.terms(plan, contract))
+        except BaseException:
+            connection.close()
+            raise
+    ahead = ahead or max(_PREFETCH_LEAST, _PREFETCH_PER_SERVER * len(connection.servers()))
     return Feed(connection, plan, contract, open_connection, maker, order=order, on_error=on_error, prefetch=ahead)
 
 
@@ -188,9 +192,9 @@ class Feed:
         self._order = order
         self._on_error = on_error
         self._prefetch = prefetch
-        self._epoch = 0  # what the next iteration is
-        self._asked: deque[tuple[int, int]] = deque()  # epoch and step of what was asked for, in order
-        self._next = (0, 0)  # epoch and step of what is asked for next
+        self._course = Course(plan, ordered=order == "plan")
+        self._asked: deque[Place] = deque()  # what was asked for, in order
+        self._coming: Iterator[Place] = iter(())  # what is asked for next
         self._iteration = 0
         self._closed = False
         self._tally = _Tally()
@@ -228,20 +232,63 @@ class Feed:
         """Name, dtype and row shape of each field."""
         return self._contract.fields
 
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next batch: the one under way, or that of the next iteration."""
+        return self._course.epoch
+
+    @property
+    def remaining(self) -> int:
+        """Batches of that epoch that this rank has still to come: fewer than ``len`` in one that is resumed."""
+        return self._course.remaining
+
     def batches(self) -> Iterator[Batch]:
         """Iterate over the next epoch's batches, with their identity."""
         if self._closed:
             raise UsageError("the feed is closed")
         self._iteration += 1
-        iteration, epoch = self._iteration, self._epoch
-        self._epoch += 1
-        self._seek(epoch, 0)
-        for _ in range(len(self.plan)):
-            if iteration != self._iteration:
-                raise UsageError("this iteration is over: the feed was closed, or iterated over again")
-            if self._connection.pid != os.getpid():
-                raise UsageError("this iteration is the parent process's; iterate over the feed again in this one")
-            yield self._take(epoch)
+        iteration = self._iteration
+        self._course.begin()
+        self._seek()
+        for _ in range(self._course.remaining):
+            self._check(iteration)
+            batch = self._take()
+            self._check(iteration)  # again: another thread may have come
+            self._course.took(batch.index)
+            yield batch
+        if iteration == self._iteration:
+            self._course.end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where this feed is: behind the last batch that it has handed out.
+
+        A small dict of strings, numbers and lists; `feedmill.state` explains its keys. What it says of the epoch is
+        common to all ranks when all have done the same number of steps, so that of any rank will do for all, and for
+        another number of them. With ``order="arrival"`` on several ranks each needs its own, except between epochs.
+
+        When an iteration has ended, that is the beginning of the next epoch. Before that, though the last batch may
+        have been handed out, it is the end of this one, and the iteration that goes on from there is empty.
+        """
+        return state.write(self._course, self._contract)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Have the next iteration go on where a state was taken: with the very next batch, then epoch by epoch.
+
+        All ranks must. Raises UsageError for the state of another stream, other shards, or another plan, and where
+        what is left of the epoch cannot be dealt to this number of ranks.
+        """
+        self._course.go_to(state.read(state_dict, self._course, self._contract))
+        self._iteration += 1
+
+    def split(self, part: int, parts: int) -> None:
+        """Hand out only every ``parts``-th batch of this rank, from number ``part`` on; begins with epoch 0.
+
+        For processes that share the batches of a rank, each with a feed of its own, like `feedmill.FeedDataset`.
+        """
+        parts = integer("parts", parts, 1, limits.INT63)
+        part = integer("part", part, 0, parts - 1)
+        self._course = Course(self.plan, ordered=self._course.ordered, part=part, parts=parts)
+        self._iteration += 1
 
     def finish(self, tensors: "Sequence[torch.Tensor]") -> "tuple[torch.Tensor, ...]":
         """Do to a batch that was handed out as uint8 what is left to do: to float32, scaled and normalised.
@@ -254,10 +301,11 @@ class Feed:
         return self._tensors.finish(tensors, self.fields)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of an epoch: the same epoch and seed give the same batches."""
-        if type(epoch) is not int or not 0 <= epoch <= limits.INT63:
-            raise UsageError(f"epoch={epoch!r}: expected an integer in 0..{limits.INT63}")
-        self._epoch = epoch
+        """Make the next iteration that of an epoch: the same epoch and seed give the same batches.
+
+        If a state of that very epoch was loaded, it still goes on from there.
+        """
+        self._course.set_epoch(integer("epoch", epoch, 0, limits.INT63))
 
     def stats(self) -> Stats:
         """Return what this feed has done so far."""
@@ -282,23 +330,23 @@ class Feed:
         self._iteration += 1
         self._finalizer()
 
-    def _seek(self, epoch: int, step: int) -> None:
+    def _check(self, iteration: int) -> None:
+        """Raise UsageError unless this is the iteration that is under way, in this process."""
+        if iteration != self._iteration:
+            raise UsageError("this iteration is over: the feed was closed, iterated over again, or given a state")
+        if self._connection.pid != os.getpid():
+            raise UsageError("this iteration is the parent process's; iterate over the feed again in this one")
+
+    def _seek(self) -> None:
         """Ask from here on. What was asked for already and comes from here on stays asked for."""
         self._connect()
-        dropped: list[Key] = []
-        while not all(map(eq, self._asked, self._positions(epoch, step))):
-            dropped.append(self._key(*self._asked.popleft()))
+        dropped: list[Place] = []
+        while not all(map(eq, self._asked, self._course.ahead())):
+            dropped.append(self._asked.popleft())
         if dropped:
-            self._connection.forget(dropped)
-        if not self._asked:
-            self._next = (epoch, step)
+            self._connection.forget([place.key for place in dropped])
+        self._coming = islice(self._course.ahead(), len(self._asked), None)
         self._tally.begun = self._tally.begun or time.monotonic()
-
-    def _positions(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
-        """Yield epoch and step of every batch from here on."""
-        while True:
-            yield from ((epoch, s) for s in range(step, len(self.plan)))
-            epoch, step = epoch + 1, 0
 
     def _connect(self) -> None:
         """Make sure of a connection: another process after a fork, and a failed one, needs a new one."""
@@ -316,12 +364,12 @@ class Feed:
                     f"and had {getattr(self._contract, what)} when the feed was opened"
                 )
 
-    def _take(self, epoch: int) -> Batch:
+    def _take(self) -> Batch:
         self._fill()
-        steps = [step for e, step in self._asked if e == epoch]
+        places = [place for place in self._asked if place.epoch == self._asked[0].epoch]
         if self._order == "plan":
-            del steps[1:]
-        wanted = {self._key(epoch, step): (epoch, step) for step in steps}
+            del places[1:]
+        wanted = {place.key: place for place in places}
         begun = time.monotonic()
         key, arrived = self._connection.take(wanted.keys())
         tally = self._tally
@@ -341,28 +389,22 @@ class Feed:
         return Batch(tensors, keys, message.epoch, message.batch, message.missing, message.skipped, arrived.server)
 
     def _fill(self) -> None:
-        while len(self._asked) < self._prefetch:
-            self._ask()
+        for place in islice(self._coming, max(0, self._prefetch - len(self._asked))):
+            self._ask(place)
 
-    def _ask(self) -> None:
-        epoch, step = self._next
-        samples = self.plan.batch(epoch, step)
-        _, number = self._key(epoch, step)
+    def _ask(self, place: Place) -> None:
+        samples = self.plan.spans(place.epoch, place.begin, place.end)
         get = Get(
             stream=self._contract.stream,
             fingerprint=self._contract.fingerprint,
             seed=self.plan.seed,
-            epoch=epoch,
-            batch=number,
+            epoch=place.epoch,
+            batch=place.number,
             spans=len(samples),
             on_error=self._on_error,
         )
         self._connection.want(get, spans.pack(samples), spans.count(samples))
-        self._asked.append((epoch, step))
-        self._next = (epoch, step + 1) if step + 1 < len(self.plan) else (epoch + 1, 0)
-
-    def _key(self, epoch: int, step: int) -> Key:
-        return epoch, step * self.plan.world_size + self.plan.rank
+        self._asked.append(place)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:

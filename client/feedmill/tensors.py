@@ -17,7 +17,7 @@ from feedmill_protocol.tensors import FieldSpec, offsets
 
 from .memory import Pool, keep_freed_memory
 
-__all__ = ["Tensors", "device_of", "dtype_of", "world"]
+__all__ = ["Tensors", "device_of", "dtype_of"]
 
 
 _PIECE: Final = 32_767
@@ -143,11 +143,3 @@ def dtype_of(dtype: torch.dtype | None) -> torch.dtype | None:
     if dtype not in choices:
         raise UsageError(f"dtype={dtype!r}: expected one of {', '.join(str(c) for c in choices)}")
     return dtype
-
-
-def world() -> tuple[int, int]:
-    """Return rank and world size of this process: those of torch.distributed if it is initialised."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -4,15 +4,20 @@ An epoch is one long sequence of samples. Its shards are shuffled and cut into w
 consecutive samples; inside a window the runs are shuffled. That order depends on the sample counts, seed, epoch,
 `window` and `run`, and on nothing else; it is cut into batches, and the batches are dealt to the ranks in turn.
 Any batch is found without those before it, at the cost of shuffling the window that it lies in.
+
+What a round of batches takes depends only on how many samples are left. So what is left of an epoch can be dealt out
+again at the end of any round, to as many ranks as there are then: that is all that resuming needs.
 """
 
+import copy
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from . import limits
+from .arguments import integer
 from .errors import UsageError
 from .hashing import Domain, hash64
 from .spans import Spans
@@ -113,6 +118,8 @@ class Plan:
     deals them out evenly in smaller batches, so that every sample comes exactly once; "drop" leaves them out; "pad"
     fills up with the first samples of the sequence. Every rank has the same number of steps whatever it is.
 
+    `rest` is the plan of an epoch that goes on from a `start`.
+
     Raises UsageError for arguments out of range, and where ``last`` cannot be kept.
     """
 
@@ -129,23 +136,18 @@ class Plan:
         world_size: int = 1,
         last: Last = "keep",
     ) -> None:
-        _require("batch_size", batch_size, 1, limits.BATCH_SAMPLES)
-        _require("seed", seed, 0, limits.INT63)
-        _require("window", window, 1, limits.INT63)
-        _require("run", run, 1, limits.INT63)
-        _require("world_size", world_size, 1, limits.INT63)
-        _require("rank", rank, 0, world_size - 1)
         if last not in ("keep", "drop", "pad"):
             raise UsageError(f"last={last!r}: expected 'keep', 'drop' or 'pad'")
         self.counts = _counts(counts)
         self.samples = int(self.counts.sum(dtype=np.int64))
-        self.batch_size = batch_size
-        self.seed = seed
+        self.start = 0
+        self.batch_size = integer("batch_size", batch_size, 1, limits.BATCH_SAMPLES)
+        self.seed = integer("seed", seed, 0, limits.INT63)
         self.shuffle = shuffle
-        self.window = min(window, max(1, len(self.counts)))
-        self.run = min(run, limits.SHARD_SAMPLES)
-        self.rank = rank
-        self.world_size = world_size
+        self.window = min(integer("window", window, 1, limits.INT63), max(1, len(self.counts)))
+        self.run = min(integer("run", run, 1, limits.INT63), limits.SHARD_SAMPLES)
+        self.world_size = integer("world_size", world_size, 1, limits.INT63)
+        self.rank = integer("rank", rank, 0, self.world_size - 1)
         self.last = last
         if not self.samples:
             raise UsageError("the stream has no samples")
@@ -155,26 +157,24 @@ class Plan:
         self._epochs: dict[int, _Epoch] = {}
 
     def __len__(self) -> int:
-        """Return the number of steps of an epoch, the same on every rank."""
-        whole, rest = divmod(self.samples, self.batch_size * self.world_size)
+        """Return the number of steps, the same on every rank."""
+        whole, rest = divmod(self.samples - self.start, self._round)
         return whole if self.last == "drop" else whole + bool(rest)
 
-    def _even_steps(self) -> int:
-        """Return how many steps have batches of exactly `batch_size`; the rest share what is left evenly.
+    def rest(self, start: int) -> Self:
+        """Return the plan of what is left of an epoch when ``start`` samples were dealt out, to however many ranks.
 
-        When a last round would have less than one sample for every rank, it shares with the round before it.
+        ``start`` is what `dealt` said at the end of a round. The samples that are left are dealt out by the same rules;
+        steps count from 0 again, and there may be none. Raises UsageError where ``last`` cannot be kept.
         """
-        rest = self.samples % (self.batch_size * self.world_size)
-        if self.last != "keep" or not rest:
-            return len(self)
-        if rest >= self.world_size:
-            return len(self) - 1
-        if len(self) < 2 or self.batch_size < 2:
-            raise UsageError(
-                f"last='keep': {self.samples} samples cannot be dealt to {self.world_size} ranks in equal numbers "
-                f"of batches of 1 to {self.batch_size}; use last='pad' or 'drop', or other batch sizes"
-            )
-        return len(self) - 2
+        plan = copy.copy(self)
+        plan.start = integer("start", start, 0, self.samples)
+        plan._even = plan._even_steps()  # noqa: SLF001 # a copy of this very class
+        return plan
+
+    def dealt(self, steps: int) -> int:
+        """Return how many samples of the sequence all ranks together have had after so many steps."""
+        return min(self._begin(integer("steps", steps, 0, len(self))), self.samples)
 
     def bounds(self, step: int) -> tuple[int, int]:
         """Return where this rank's batch of a step begins and ends in the sequence of samples.
@@ -183,18 +183,16 @@ class Plan:
         """
         if not 0 <= step < len(self):
             raise UsageError(f"step {step} is not in 0..{len(self) - 1}")
-        if step < self._even:
-            begin = (step * self.world_size + self.rank) * self.batch_size
-            return begin, begin + self.batch_size
-        base = self._even * self.world_size * self.batch_size
-        batches = (len(self) - self._even) * self.world_size
-        number = (step - self._even) * self.world_size + self.rank
-        samples = self.samples - base
-        return base + samples * number // batches, base + samples * (number + 1) // batches
+        begin = self._begin(step)
+        samples = self._begin(step + 1) - begin
+        return begin + samples * self.rank // self.world_size, begin + samples * (self.rank + 1) // self.world_size
 
     def batch(self, epoch: int, step: int) -> Spans:
         """Return the samples of this rank's batch."""
-        begin, end = self.bounds(step)
+        return self.spans(epoch, *self.bounds(step))
+
+    def spans(self, epoch: int, begin: int, end: int) -> Spans:
+        """Return samples begin..end of an epoch's sequence, which starts over where it ends."""
         order = self._epoch(epoch)
         pieces = []
         while begin < end:
@@ -204,9 +202,44 @@ class Plan:
             begin += stop - start
         return pieces[0] if len(pieces) == 1 else _merge(np.concatenate(pieces))
 
+    @property
+    def _round(self) -> int:
+        """The samples of a whole round."""
+        return self.batch_size * self.world_size
+
+    def _even_steps(self) -> int:
+        """Return how many rounds are whole; the rest share what is left evenly.
+
+        When a last round would have less than one sample for every rank, it shares with the round before it.
+        """
+        left = self.samples - self.start
+        rest = left % self._round
+        if self.last != "keep" or not rest:
+            return len(self)
+        if rest >= self.world_size:
+            return len(self) - 1
+        if len(self) < 2 or self.batch_size < 2:
+            remedy = (
+                "resume with another number of ranks, or go on to the next epoch with set_epoch"
+                if self.start
+                else "use last='pad' or 'drop', or other batch sizes"
+            )
+            raise UsageError(
+                f"last='keep': {left} samples cannot be dealt to {self.world_size} ranks in equal numbers "
+                f"of batches of 1 to {self.batch_size}; {remedy}"
+            )
+        return len(self) - 2
+
+    def _begin(self, step: int) -> int:
+        """Return where the round of a step begins in the sequence; that of the step after the last is its end."""
+        base = self.start + self._round * min(step, self._even)
+        if step <= self._even:
+            return base
+        return base + (self.samples - base) * (step - self._even) // (len(self) - self._even)
+
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
-            _require("epoch", epoch, 0, limits.INT63)
+            integer("epoch", epoch, 0, limits.INT63)
             if len(self._epochs) > 1:  # the current and the next: prefetching crosses the border
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = _Epoch(self, epoch)
@@ -220,8 +253,3 @@ def _counts(counts: npt.ArrayLike) -> npt.NDArray[np.uint32]:
     if given.size and not 0 <= int(given.min()) <= int(given.max()) <= limits.SHARD_SAMPLES:
         raise UsageError(f"counts: a shard has 0..{limits.SHARD_SAMPLES} samples, not {given.min()} or {given.max()}")
     return given.astype(np.uint32, copy=False)
-
-
-def _require(name: str, value: int, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise UsageError(f"{name}={value!r}: expected an integer in {low}..{high}")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from feedmill_protocol import limits
+from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import PipelineError, UsageError
 from feedmill_protocol.tensors import ITEM_BYTES, FieldSpec
 
@@ -64,9 +65,7 @@ class Pipeline:
         for transform in self._transforms:
             if transform is not None and not callable(transform):
                 raise UsageError(f"transforms: {transform!r} is neither callable nor None")
-        if type(batch_size) is not int or not 1 <= batch_size <= limits.BATCH_SAMPLES:
-            raise UsageError(f"batch_size={batch_size!r}: expected an integer in 1..{limits.BATCH_SAMPLES}")
-        self.batch_size = batch_size
+        self.batch_size = integer("batch_size", batch_size, 1, limits.BATCH_SAMPLES)
         self.exact = exact
         self._fused: list[Fused | None] = [None] * len(self.fields)
         self._backend: Backend | None = None

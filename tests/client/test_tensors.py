@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feedmill.feed import Feed
-from feedmill.tensors import Tensors, device_of, dtype_of, world
+from feedmill.tensors import Tensors, device_of, dtype_of
 from feedmill_protocol.errors import UsageError
 from feedmill_protocol.tensors import ITEM_BYTES, FieldSpec, offsets
 
@@ -314,15 +314,3 @@ def test_other_dtypes_are_errors_of_usage(dtype: Any) -> None:
     """The message has all that would do."""
     with pytest.raises(UsageError, match=r"^dtype=.*: expected one of None, torch.float32, torch.bfloat16, torch.fl"):
         dtype_of(dtype)
-
-
-def test_rank_and_world_size_are_those_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is initialised; one process alone is everybody."""
-    assert world() == (0, 1)
-    distributed = torch.distributed
-    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed, "get_rank", lambda: 3)
-    monkeypatch.setattr(distributed, "get_world_size", lambda: 8)
-    assert world() == (3, 8)
-    monkeypatch.setattr(distributed, "is_available", lambda: False)
-    assert world() == (0, 1)

@@ -114,6 +114,10 @@ class FakeServer:
         """Every CANCEL so far."""
         return [message for message in self.heard if isinstance(message, Cancel)]
 
+    def wait_greeted(self, times: int) -> None:
+        """Wait until so many clients, or one so often, have greeted."""
+        wait_until(lambda: sum(isinstance(m, Hello) for m in self.heard) >= times, 30, "clients have greeted")
+
     def wait_idle(self) -> None:
         """Wait until the client has had nothing to say but a few pings."""
         begun = len(self.heard)

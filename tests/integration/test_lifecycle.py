@@ -4,13 +4,10 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -20,6 +17,7 @@ from integration.epochs import TIMEOUT, Reference, assert_same
 from integration.fakes import FakeServer, Frames, honest
 from integration.fleet import PIPELINES, Data, Fleet
 from integration.processes import Served, alive, command, descendants, environment, read_line, wait_until
+from integration.trainers import trainer
 
 SLOW = ("--stream", "slow", "--pipeline", f"{PIPELINES}:SLOW", "--workers", "2")
 
@@ -363,24 +361,6 @@ def test_a_feed_that_nobody_holds_ends_its_thread(fleet: Fleet) -> None:
 
 
 # Trainers as processes of their own.
-
-
-@contextmanager
-def trainer(folder: Path, source: str, *args: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
-    """Run a trainer's script, and end it with the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", source, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(folder),
-    )
-    assert process.stdout is not None
-    try:
-        yield process, process.stdout
-    finally:
-        process.kill()
-        process.communicate(timeout=10)
 
 
 ENDLESS = """

@@ -65,24 +65,21 @@ def sequence_of(counts: list[int], epoch: int, *, seed: int, shuffle: bool, wind
     return samples
 
 
-def batches_of(samples: list[Sample], batch_size: int, world: int, last: str) -> list[list[Sample]]:
-    """Return the global batches of an epoch: batch ``step * world + rank`` is the rank's."""
-    round_size = batch_size * world
-    steps, rest = divmod(len(samples), round_size)
-    if last == "drop":
-        samples = samples[: steps * round_size]
-        even = steps
-    elif last == "pad":
+def batches_of(samples: list[Sample], batch_size: int, world: int, last: str, start: int = 0) -> list[list[Sample]]:
+    """Return the global batches from a sample on: batch ``step * world + rank`` is the rank's."""
+    round_size, left = batch_size * world, len(samples) - start
+    steps, rest = divmod(left, round_size)
+    if last != "drop":
         steps += rest > 0
-        samples = [samples[i % len(samples)] for i in range(steps * round_size)]
-        even = steps
-    else:
-        steps += rest > 0
-        even = steps if rest == 0 else steps - 1 if rest >= world else steps - 2
-    whole = even * round_size
-    batches = [samples[i : i + batch_size] for i in range(0, whole, batch_size)]
-    left, n = samples[whole:], (steps - even) * world
-    return batches + [left[len(left) * i // n : len(left) * (i + 1) // n] for i in range(n)]
+    even = steps if last != "keep" or rest == 0 else steps - 1 if rest >= world else steps - 2
+    rounds = [start + round_size * step for step in range(even + 1)]
+    over = len(samples) - rounds[-1]
+    rounds += [rounds[-1] + over * k // (steps - even) for k in range(1, steps - even + 1)]
+    return [
+        [samples[i % len(samples)] for i in range(p + (q - p) * r // world, p + (q - p) * (r + 1) // world)]
+        for p, q in pairwise(rounds)
+        for r in range(world)
+    ]
 
 
 def spans_of(samples: list[Sample]) -> list[Row]:
@@ -100,6 +97,15 @@ def spans_of(samples: list[Sample]) -> list[Row]:
 
 def samples_of(spans: Spans) -> list[Sample]:
     return [(shard, index) for shard, index in expand(spans).tolist()]
+
+
+def plan_of(counts: list[int], world_size: int, start: int, **options: Any) -> list[Plan]:
+    """Return the plans of all ranks from a sample on. What cannot be dealt is no example."""
+    try:
+        return [Plan(counts, rank=r, world_size=world_size, **options).rest(start) for r in range(world_size)]
+    except UsageError:
+        assume(False)
+        raise
 
 
 def dealt(counts: list[int], epoch: int = 0, *, world_size: int = 1, **options: Any) -> list[list[list[Sample]]]:
@@ -205,6 +211,100 @@ def test_keep_refuses_only_what_cannot_be_dealt(counts: list[int], batch_size: i
         Plan(counts, batch_size=batch_size, world_size=world_size)
 
 
+# Going on in the middle.
+
+
+@unhurried
+@given(COUNTS, SIZES, st.integers(1, 12), ORDERS, st.sampled_from(["keep", "drop", "pad"]))
+def test_what_is_left_after_any_round_is_the_rest_of_the_batches(
+    counts: list[int], batch_size: int, world_size: int, order: dict[str, Any], last: str
+) -> None:
+    """Wherever an epoch is left, as many ranks go on with the very same batches, and again from there."""
+    options: Any = {"batch_size": batch_size, "last": last, **order}
+    whole = plan_of(counts, world_size, 0, **options)
+    expected = [[plan.bounds(step) for plan in whole] for step in range(len(whole[0]))]
+    for done in range(len(expected) + 1):
+        (start,) = {plan.dealt(done) for plan in whole}
+        rest = [plan.rest(start) for plan in whole]
+        assert {len(plan) for plan in rest} == {len(expected) - done}
+        assert [[plan.bounds(step) for plan in rest] for step in range(len(rest[0]))] == expected[done:]
+        assert [rest[0].dealt(step) for step in range(len(rest[0]))] == [
+            whole[0].dealt(step) for step in range(done, len(expected))
+        ]
+
+
+@unhurried
+@given(COUNTS, SIZES, st.lists(WORLDS, min_size=2, max_size=4), ORDERS, st.data())
+def test_any_number_of_ranks_may_go_on(
+    counts: list[int], batch_size: int, worlds: list[int], order: dict[str, Any], data: st.DataObject
+) -> None:
+    """Laid side by side, what all ranks got before and after each change is the epoch: nothing lost, nothing twice."""
+    last = data.draw(st.sampled_from(["keep", "drop", "pad"]))
+    samples, start, found = sum(counts), 0, []
+    for number, world_size in enumerate(worlds):
+        plans = plan_of(counts, world_size, start, batch_size=batch_size, last=last, **order)
+        (steps,) = {len(plan) for plan in plans}
+        if number + 1 < len(worlds):
+            steps = data.draw(st.integers(0, steps))
+        found += [samples_of(plan.batch(2, step)) for step in range(steps) for plan in plans]
+        start = plans[0].dealt(steps)
+    expected = sequence_of(counts, 2, **order)
+    got = [sample for batch in found for sample in batch]
+    if last == "drop":
+        assert samples - len(got) < batch_size * worlds[-1]
+        assert got == expected[: len(got)]
+    else:
+        assert got[:samples] == expected
+        assert got[samples:] == [expected[i % samples] for i in range(samples, len(got))]
+        assert last == "pad" or len(got) == samples
+
+
+@unhurried
+@given(COUNTS, SIZES, WORLDS, ORDERS, st.data(), st.sampled_from(["keep", "drop", "pad"]))
+def test_what_is_left_is_dealt_as_the_specification_says(
+    counts: list[int], batch_size: int, world_size: int, order: dict[str, Any], data: st.DataObject, last: str
+) -> None:
+    """A second implementation, from the text alone, deals the samples behind any one in the same batches."""
+    start = data.draw(st.integers(0, sum(counts)))
+    plans = plan_of(counts, world_size, start, batch_size=batch_size, last=last, **order)
+    expected = batches_of(sequence_of(counts, 1, **order), batch_size, world_size, last, start)
+    assert [samples_of(plan.batch(1, step)) for step in range(len(plans[0])) for plan in plans] == expected
+
+
+def test_at_the_end_of_an_epoch_nothing_is_left() -> None:
+    """Where a whole epoch without steps is an error, the rest of one is not; a padded round counts what there is."""
+    for last in ("keep", "drop", "pad"):
+        plan = Plan([10], batch_size=4, last=last)
+        assert len(plan.rest(plan.dealt(len(plan)))) == 0
+    assert Plan([10], batch_size=4, last="pad").dealt(3) == 10
+    assert Plan([10], batch_size=4, last="drop").dealt(2) == 8
+
+
+def test_what_is_left_may_be_too_little_for_the_ranks() -> None:
+    """Equal steps and every sample once cannot both be had, and it says what can."""
+    plan = Plan([10], batch_size=4, world_size=3)
+    with pytest.raises(
+        UsageError,
+        match=r"^last='keep': 2 samples cannot be dealt to 3 ranks .*; resume with another number of ranks, or",
+    ):
+        plan.rest(8)
+    assert len(Plan([10], batch_size=4, world_size=2).rest(8)) == 1
+
+
+@pytest.mark.parametrize("start", [-1, 11, 2.0, "2", None, True])
+def test_a_start_that_is_no_sample_is_refused(start: Any) -> None:
+    """From the first sample to behind the last one."""
+    with pytest.raises(UsageError, match=rf"^start={start!r}: expected an integer in 0\.\.10$"):
+        Plan([10], batch_size=2).rest(start)
+
+
+@pytest.mark.parametrize("steps", [-1, 6])
+def test_steps_beyond_the_epoch_are_refused(steps: int) -> None:
+    """There are as many as `len` says."""
+    with pytest.raises(UsageError, match=rf"^steps={steps}: expected an integer in 0\.\.5$"):
+        Plan([10], batch_size=2).dealt(steps)
+
+
 # Order.
 
 
@@ -219,12 +319,9 @@ def test_the_plan_is_what_the_specification_says(
     last: Literal["keep", "drop", "pad"],
 ) -> None:
     """A second implementation, from the text alone, finds the same samples, and the same spans for them."""
+    plans = plan_of(counts, world_size, 0, batch_size=batch_size, last=last, **order)
     expected = batches_of(sequence_of(counts, epoch, **order), batch_size, world_size, last)
-    for rank in range(world_size):
-        try:
-            plan = Plan(counts, batch_size=batch_size, world_size=world_size, rank=rank, last=last, **order)
-        except UsageError:
-            assume(False)
+    for rank, plan in enumerate(plans):
         assert [plan.batch(epoch, s).tolist() for s in range(len(plan))] == [
             spans_of(batch) for batch in expected[rank::world_size]
         ]
@@ -385,6 +482,16 @@ def test_an_argument_that_cannot_work_is_named(options: dict[str, Any], message:
     """With its value and what would work."""
     with pytest.raises(UsageError, match=message):
         Plan(**{"counts": [10], "batch_size": 2, **options})
+
+
+def test_any_integer_will_do() -> None:
+    """NumPy's are as good as Python's, and become those."""
+    numbers: Any = {name: np.int64(2) for name in ("batch_size", "seed", "window", "run", "world_size")}
+    plan = Plan([10, 3, 4], rank=np.uint8(1), **numbers)  # type: ignore[arg-type]
+    same = Plan([10, 3, 4], batch_size=2, seed=2, window=2, run=2, world_size=2, rank=1)
+    for name in (*numbers, "rank"):
+        assert type(getattr(plan, name)) is int
+    assert plan.batch(np.int32(5), 1).tolist() == same.batch(5, 1).tolist()  # type: ignore[arg-type]
 
 
 def test_windows_and_runs_may_be_larger_than_anything() -> None:

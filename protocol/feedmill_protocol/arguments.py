@@ -1,0 +1,22 @@
+"""Arguments of the caller's: what is checked in the same way wherever it is given."""
+
+from operator import index
+from typing import Any
+
+from .errors import UsageError
+
+__all__ = ["integer"]
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    """Return an argument as an int, whatever integer it is (NumPy's too). Raises UsageError unless in low..high.
+
+    Booleans, floats and strings are no integers.
+    """
+    try:
+        number = None if isinstance(value, bool) else index(value)
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
+        raise UsageError(f"{name}={value!r}: expected an integer in {low}..{high}")
+    return number

@@ -1,0 +1,29 @@
+"""The ranks, as far as one process shows them; `tests/integration/test_ranks.py` has several."""
+
+import pytest
+from torch import distributed
+
+from feedmill import ranks
+
+
+def test_rank_and_world_size_are_those_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is initialised; one process alone is everybody."""
+    assert ranks.world() is None
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 3)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 8)
+    assert ranks.world() == (3, 8)
+    monkeypatch.setattr(distributed, "is_available", lambda: False)
+    assert ranks.world() is None
+
+
+@pytest.mark.parametrize(
+    ("config", "device"),
+    [("cpu:gloo,cuda:gloo", "cpu"), ("cuda:nccl", "cuda"), ("cpu:gloo,cuda:nccl", "cpu"), ("xpu:xccl", "xpu")],
+)
+def test_ranks_speak_on_a_device_that_their_backend_takes(
+    monkeypatch: pytest.MonkeyPatch, config: str, device: str
+) -> None:
+    """NCCL takes nothing from the CPU."""
+    monkeypatch.setattr(distributed, "get_backend_config", lambda: config)
+    assert ranks._device().type == device

@@ -1,0 +1,23 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from feedmill_protocol.arguments import integer
+from feedmill_protocol.errors import UsageError
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_an_integer_of_any_make_becomes_an_int(value: Any) -> None:
+    """Python's, NumPy's, torch's."""
+    found = integer("n", value, 0, 3)
+    assert (type(found), found) == (int, 3)
+
+
+@pytest.mark.parametrize("value", [-1, 4, 2.0, np.float32(2), True, np.True_, "2", None, [2], np.array([1, 2]), 2**70])
+def test_anything_else_is_refused_by_name_and_value(value: Any) -> None:
+    """Also what Python would take for an integer: a boolean."""
+    with pytest.raises(UsageError) as raised:
+        integer("n", value, 0, 3)
+    assert str(raised.value) == f"n={value!r}: expected an integer in 0..3"

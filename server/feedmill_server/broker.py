@@ -265,8 +265,8 @@ class Broker(Generic[M]):
     def lost(self, worker: int, reason: str, row: int, key: str) -> None:
         """Take back what a dead worker had in hand. It died of a row of the first part, with this key.
 
-        If the row is none of that part, it had not begun it, and no sample is to blame. A key of "" says that it died of
-        the shard.
+        If the row is none of that part, it had not begun it, and no sample is to blame. A key of "" says that it died
+        of the shard.
         """
         in_hand = self._assigned.pop(worker, deque())
         if not in_hand or not in_hand[0].first <= row < in_hand[0].first + in_hand[0].rows:

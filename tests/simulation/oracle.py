@@ -1,0 +1,253 @@
+"""What must hold, said once more and in other words than the code's own.
+
+* A trainer gets exactly the batches of its plan, in order, each once, each row and key as the name says (`Record`).
+* A ledger does what docs/wire.md says of a client: it asks only whom it may, no more than it may, takes the first reply
+  and no other, lets go of what it no longer wants, and gives up at its deadline, neither before nor after (`Watch`).
+* Nobody is told that no server is available while one has been well and within reach for as long as the timeout
+  (`unavailable`).
+* Whoever has finished holds nothing any more (`weigh`).
+
+Breaches are raised as Violation, where they are seen.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from math import inf
+from typing import Any, Final
+
+from feedmill_protocol.errors import SampleError, ServerUnavailable
+from feedmill_protocol.ledger import PING_EVERY, Key, Ledger, Outgoing
+from feedmill_protocol.messages import Batch, Cancel, Drain, Fail, Get, Message, Ping, Pong, Reject, Welcome
+
+from .content import Block, Name, key, name, plan, row
+from .scenario import Kind, Scenario
+
+__all__ = ["Record", "Violation", "Watch", "weigh"]
+
+SLACK: Final = 1e-6
+"""Seconds that rounding may make of a difference."""
+
+
+class Violation(AssertionError):
+    """Something that must hold does not."""
+
+
+class Record:
+    """What a trainer has got, whatever became of its ledgers in between."""
+
+    def __init__(self, scenario: Scenario, rank: int) -> None:
+        self._scenario = scenario
+        self._broken = scenario.bad | scenario.poison
+        self.plan = plan(scenario.counts, scenario.batch_size, scenario.plan_seed, rank, scenario.trainers)
+        self.epoch = 0
+        self.step = 0
+        self._batches: Counter[int] = Counter()  # by epoch
+        self.samples: dict[int, list[tuple[int, int]]] = {}  # by epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trainer has got everything that it is there for."""
+        return self.epoch >= self._scenario.epochs
+
+    def whole(self, epoch: int) -> bool:
+        """Whether the trainer got every batch of an epoch."""
+        return self._batches[epoch] == len(self.plan)
+
+    def next_epoch(self) -> None:
+        """Go on with the epoch after this one."""
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def took(self, message: Batch, block: Block) -> None:
+        """Check the batch that the trainer takes now."""
+        scenario = self._scenario
+        wanted = name(self.plan, self.epoch, self.step)
+        number = self.step * self.plan.world_size + self.plan.rank
+        if (message.epoch, message.batch) != (self.epoch, number):
+            raise Violation(f"{message.epoch, message.batch} is handed out, where {self.epoch, number} is next")
+        good = [sample for sample in wanted.samples if sample not in self._broken]
+        if message.missing != len(wanted.samples) - len(good):
+            raise Violation(f"{message.missing} samples are missing from batch {number} of epoch {self.epoch}")
+        if {skipped.key for skipped in message.skipped} != {key(*s) for s in wanted.samples if s in self._broken}:
+            raise Violation(f"{message.skipped} are reported of batch {number} of epoch {self.epoch}")
+        rows = tuple(row(scenario.plan_seed, self.epoch, *sample) for sample in good)
+        if block.rows != rows:
+            raise Violation(f"the rows of batch {number} of epoch {self.epoch} are not those of its samples")
+        if block.keys != "\0".join(key(*sample) for sample in good).encode():
+            raise Violation(f"the keys of batch {number} of epoch {self.epoch} are not those of its samples")
+        self.samples.setdefault(self.epoch, []).extend(wanted.samples)
+        self._batches[self.epoch] += 1
+        self.step += 1
+        if self.step == min(scenario.steps, len(self.plan)):
+            self.next_epoch()
+
+    def check_error(self, error: SampleError, wanted: Mapping[Key, Name]) -> None:
+        """Check that a sample is blamed rightly: it cannot be decoded, was asked for, and may not be skipped."""
+        asked = {s for batch in wanted.values() for s in batch.samples if key(*s) == error.key} & self._broken
+        if self._scenario.on_error == "skip" or not asked:
+            raise Violation(f"sample {error.key} of shard {error.shard} is blamed") from error
+
+
+@dataclass(slots=True)
+class _Server:
+    """What a client may know of a server from the messages it exchanged with it over the present connection."""
+
+    there: bool = False
+    welcomed: bool = False
+    draining: bool = False
+    open: dict[Key, int] = field(default_factory=dict)  # and the attempt
+    progress: int | None = None
+    pinged: float = -inf
+
+
+class Watch:
+    """One ledger, followed from outside: all that it is told, and all that it says."""
+
+    def __init__(self, scenario: Scenario, now: float) -> None:
+        self._scenario = scenario
+        self._duplicates = any(fault.kind is Kind.DUPLICATE for fault in scenario.faults)
+        self._servers: dict[str, _Server] = {}
+        self._attempts: dict[int, tuple[Key, str]] = {}
+        self._last = 0  # the highest attempt
+        self._fresh: dict[Key, int] = {}  # the highest attempt before the batch was wanted
+        self._contract = False
+        self.wanted: dict[Key, Name] = {}
+        self.progress_at = now
+
+    @property
+    def deadline(self) -> float:
+        """When the ledger must give up."""
+        return self.progress_at + self._scenario.timeout if self.wanted or not self._contract else inf
+
+    # What the ledger is told.
+
+    def want(self, batch: Key, what: Name, now: float) -> None:
+        """Note that a batch is wanted."""
+        if not self.wanted:
+            self.progress_at = now
+        self.wanted[batch] = what
+        self._fresh[batch] = self._last
+
+    def forget(self, batch: Key) -> None:
+        """Note that a batch is no longer wanted."""
+        self.wanted.pop(batch, None)
+
+    def connected(self, server: str) -> None:
+        """Note that there is a connection."""
+        self._servers[server] = _Server(there=True)
+
+    def disconnected(self, server: str) -> None:
+        """Note that there is none."""
+        self._servers[server] = _Server()
+
+    def received(self, server: str, message: Message, now: float, *, taken: bool) -> None:
+        """Check what the ledger made of a message: ``taken`` is whether it wants the payload."""
+        known = self._servers.setdefault(server, _Server())
+        wanted = False
+        match message:
+            case Welcome():
+                wanted = not self._contract
+                self._contract = known.welcomed = True
+            case Batch():
+                wanted = self._first_reply(server, message)
+                if wanted:
+                    self.forget((message.epoch, message.batch))
+                if wanted or known.open.get((message.epoch, message.batch)) == message.attempt:
+                    known.open.pop((message.epoch, message.batch), None)
+            case Fail():
+                if known.open.get((message.epoch, message.batch)) == message.attempt:
+                    del known.open[message.epoch, message.batch]
+            case Pong():
+                if known.open and known.progress not in (None, message.progress):
+                    self.progress_at = now
+                known.progress = message.progress
+            case Drain():
+                known.draining = True
+            case Reject():
+                if not self._duplicates:
+                    raise Violation(f"{server} refuses what the ledger asks: {message}")
+                known.open.clear()
+                known.progress = None
+        if taken != wanted:
+            raise Violation(f"{message} of {server} is {'taken' if taken else 'dropped'}")
+        if wanted:
+            self.progress_at = now
+
+    def _first_reply(self, server: str, batch: Batch) -> bool:
+        """Whether this is the first reply to something wanted, and was asked for since that has been wanted."""
+        called = (batch.epoch, batch.batch)
+        fresh = batch.attempt > self._fresh.get(called, 0)
+        return called in self.wanted and fresh and self._attempts.get(batch.attempt) == (called, server)
+
+    # What the ledger says.
+
+    def sent(self, outgoing: Outgoing, now: float) -> None:
+        """Check that the ledger may say this."""
+        server, message = outgoing.server, outgoing.message
+        known = self._servers.setdefault(server, _Server())
+        match message:
+            case Get():
+                self._may_ask(outgoing, message, known)
+                self._attempts[message.attempt] = (message.epoch, message.batch), server
+                self._last = max(self._last, message.attempt)
+                known.open[message.epoch, message.batch] = message.attempt
+            case Cancel():
+                known.open.pop((message.epoch, message.batch), None)
+            case Ping():
+                if now < known.pinged + PING_EVERY - SLACK:
+                    raise Violation(f"{server} is pinged twice in {now - known.pinged:.3f} s")
+                known.pinged = now
+
+    def _may_ask(self, outgoing: Outgoing, get: Get, known: _Server) -> None:
+        server, called = outgoing.server, (get.epoch, get.batch)
+        if not known.welcomed:
+            raise Violation(f"{get} is asked of {server}, which did not say WELCOME")
+        if known.draining:
+            raise Violation(f"{get} is asked of {server}, which drains")
+        if called not in self.wanted:
+            raise Violation(f"{get} is asked of {server}, though it is not wanted")
+        if called in known.open:
+            raise Violation(f"{get} is asked of {server}, where it is open already")
+        if get.attempt in self._attempts:
+            raise Violation(f"{get} is asked of {server} under an attempt that was made before")
+        if len(known.open) >= self._scenario.outstanding:
+            raise Violation(f"{get} is asked of {server} beyond the credit of {self._scenario.outstanding}")
+        name = self.wanted[called]
+        if (get.spans, outgoing.payload) != (name.spans, name.payload):
+            raise Violation(f"{get} is asked of {server} with other spans than its own")
+
+    # When the ledger has had its turn.
+
+    def rest(self, ledger: Ledger, now: float) -> None:
+        """Check the ledger between two turns."""
+        if now >= self.deadline + SLACK:
+            raise Violation(f"the ledger waits on, though nothing got on since {self.progress_at:.3f}")
+        if ledger.wake_at(now) > self.deadline + SLACK:
+            raise Violation(f"the ledger would sleep beyond its deadline of {self.deadline:.3f}")
+        if ledger.open != len(self.wanted):
+            raise Violation(f"{ledger.open} batches are open, where {len(self.wanted)} are wanted")
+        for server, known in self._servers.items():
+            if unwanted := known.open.keys() - self.wanted.keys():
+                raise Violation(f"{sorted(unwanted)} are not wanted, and {server} is not told")
+
+    def gave_up(self, error: ServerUnavailable, now: float) -> None:
+        """Check that the ledger gives up when it must."""
+        if now < self.deadline - SLACK:
+            raise Violation(f"the ledger gives up before its deadline of {self.deadline:.3f}") from error
+        if error.timeout != self._scenario.timeout:
+            raise Violation(f"the error says {error.timeout} s") from error
+
+
+def weigh(thing: object) -> int:
+    """Return how many values something holds, in whatever it holds them."""
+    if isinstance(thing, dict):
+        return sum(1 + weigh(item) for item in thing.items())
+    if isinstance(thing, (list, tuple, set, frozenset)) or type(thing).__name__ == "deque":
+        return sum(1 + weigh(item) for item in thing)  # type: ignore[attr-defined] # deques are iterable
+    return sum(1 + weigh(value) for value in _state(thing).values())
+
+
+def _state(thing: object) -> dict[str, Any]:
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return {f.name: getattr(thing, f.name) for f in fields(thing)}
+    return vars(thing) if isinstance(thing, Ledger) else {}

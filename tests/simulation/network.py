@@ -102,9 +102,7 @@ class Link:
         self.clock = clock
         self.random = random
         self.latency = latency
-        self.delay = 0.0
-        self.thin = 0.0
-        self.duplicates = 0.0
+        self._ailments: list[Fault] = []
         self.cuts = [0, 0]  # in each direction, how many
         self.cut_since = [inf, inf]
         self.whole_since = 0.0  # since when there has been no cut, inf while there is one
@@ -116,32 +114,28 @@ class Link:
             case Kind.DROP:
                 for wire in list(self.wires):
                     wire.lose()
-            case Kind.DELAY:
-                self.delay += fault.strength
-            case Kind.THIN:
-                self.thin += fault.strength
-            case Kind.DUPLICATE:
-                self.duplicates += fault.strength
-            case _:
+            case Kind.CUT | Kind.CUT_OUT | Kind.CUT_IN:
                 self._cut(*CUTS[fault.kind])
+            case _:
+                self._ailments.append(fault)
 
     def lift(self, fault: Fault) -> None:
         """End a fault."""
         match fault.kind:
             case Kind.DROP:
                 pass
-            case Kind.DELAY:
-                self.delay -= fault.strength
-            case Kind.THIN:
-                self.thin -= fault.strength
-            case Kind.DUPLICATE:
-                self.duplicates -= fault.strength
-            case _:
+            case Kind.CUT | Kind.CUT_OUT | Kind.CUT_IN:
                 self._mend(*CUTS[fault.kind])
+            case _:
+                self._ailments.remove(fault)
+
+    def worst(self, kind: Kind) -> float:
+        """Return the strength of the worst fault of a kind that lasts; they do not add up."""
+        return max((fault.strength for fault in self._ailments if fault.kind is kind), default=0.0)
 
     def heal(self) -> None:
         """End all faults."""
-        self.delay = self.thin = self.duplicates = 0.0
+        self._ailments.clear()
         for way in Way:
             while self.cuts[way]:
                 self._mend(way)
@@ -166,7 +160,7 @@ class Link:
 
     def seconds(self) -> float:
         """Return how long a message takes."""
-        return self.delay + self.latency * (0.5 + self.random.random())
+        return self.worst(Kind.DELAY) + self.latency * (0.5 + self.random.random())
 
     def _give_up(self) -> None:
         if self.clock.now >= self.cut_since[Way.IN] + GIVES_UP:
@@ -202,10 +196,10 @@ class Wire:
         if self._through_codec and parcel.message is not None:
             parcel.message = codec.decode(codec.encode(parcel.message))
         if isinstance(parcel.message, Batch):
-            self._free[way] = max(clock.now, self._free[way]) + link.thin
+            self._free[way] = max(clock.now, self._free[way]) + link.worst(Kind.THIN)
         self._last[way] = max(self._last[way], max(clock.now, self._free[way]) + link.seconds())
         self._carry(way, parcel, self._last[way])
-        if link.duplicates and parcel.message is not None and link.random.random() < link.duplicates:
+        if parcel.message is not None and (often := link.worst(Kind.DUPLICATE)) and link.random.random() < often:
             self._carry(way, parcel.copy(), self._last[way] + link.random.random() * DUPLICATE_WITHIN)
 
     def _carry(self, way: Way, parcel: Parcel, until: float) -> None:

@@ -17,7 +17,7 @@ from math import inf
 from typing import Any, Final
 
 from feedmill_protocol.errors import SampleError, ServerUnavailable
-from feedmill_protocol.ledger import PING_EVERY, Key, Ledger, Outgoing
+from feedmill_protocol.ledger import PATIENCE, PING_EVERY, SILENCE, Key, Ledger, Outgoing
 from feedmill_protocol.messages import Batch, Cancel, Drain, Fail, Get, Message, Ping, Pong, Reject, Welcome
 
 from .content import Block, Name, key, name, plan, row
@@ -27,6 +27,9 @@ __all__ = ["Record", "Violation", "Watch", "weigh"]
 
 SLACK: Final = 1e-6
 """Seconds that rounding may make of a difference."""
+
+GRACE: Final = 1.0
+"""Seconds within which a ledger must have noticed that a server is silent or stuck."""
 
 
 class Violation(AssertionError):
@@ -39,7 +42,8 @@ class Record:
     def __init__(self, scenario: Scenario, rank: int) -> None:
         self._scenario = scenario
         self._broken = scenario.bad | scenario.poison
-        self.plan = plan(scenario.counts, scenario.batch_size, scenario.plan_seed, rank, scenario.trainers)
+        self.rank = rank % scenario.world_size
+        self.plan = plan(scenario.counts, scenario.batch_size, scenario.plan_seed, self.rank, scenario.world_size)
         self.epoch = 0
         self.step = 0
         self._batches: Counter[int] = Counter()  # by epoch
@@ -98,6 +102,19 @@ class _Server:
     open: dict[Key, int] = field(default_factory=dict)  # and the attempt
     progress: int | None = None
     pinged: float = -inf
+    heard: float = -inf
+    idle_since: float = inf  # since when it owes something and has got nothing done; inf: it does not owe, or has
+    stuck: bool = False  # or about to be
+
+    def close(self, batch: Key) -> None:
+        """Note that it does not owe a batch any more."""
+        self.open.pop(batch, None)
+        if not self.open:
+            self.idle_since = inf
+
+    def got_on(self) -> None:
+        """Note that it got something done."""
+        self.idle_since, self.stuck = inf, False
 
 
 class Watch:
@@ -110,7 +127,9 @@ class Watch:
         self._attempts: dict[int, tuple[Key, str]] = {}
         self._last = 0  # the highest attempt
         self._fresh: dict[Key, int] = {}  # the highest attempt before the batch was wanted
+        self._failed: set[Key] = set()  # wanted, and failed somewhere
         self._contract = False
+        self._patience = max(2 * SILENCE, PATIENCE * scenario.timeout)
         self.wanted: dict[Key, Name] = {}
         self.progress_at = now
 
@@ -131,10 +150,11 @@ class Watch:
     def forget(self, batch: Key) -> None:
         """Note that a batch is no longer wanted."""
         self.wanted.pop(batch, None)
+        self._failed.discard(batch)
 
-    def connected(self, server: str) -> None:
+    def connected(self, server: str, now: float) -> None:
         """Note that there is a connection."""
-        self._servers[server] = _Server(there=True)
+        self._servers[server] = _Server(there=True, heard=now)
 
     def disconnected(self, server: str) -> None:
         """Note that there is none."""
@@ -143,6 +163,7 @@ class Watch:
     def received(self, server: str, message: Message, now: float, *, taken: bool) -> None:
         """Check what the ledger made of a message: ``taken`` is whether it wants the payload."""
         known = self._servers.setdefault(server, _Server())
+        known.heard = now
         wanted = False
         match message:
             case Welcome():
@@ -153,21 +174,23 @@ class Watch:
                 if wanted:
                     self.forget((message.epoch, message.batch))
                 if wanted or known.open.get((message.epoch, message.batch)) == message.attempt:
-                    known.open.pop((message.epoch, message.batch), None)
+                    known.close((message.epoch, message.batch))
+                known.got_on()
             case Fail():
+                self._failed.add((message.epoch, message.batch))
                 if known.open.get((message.epoch, message.batch)) == message.attempt:
-                    del known.open[message.epoch, message.batch]
+                    known.close((message.epoch, message.batch))
             case Pong():
-                if known.open and known.progress not in (None, message.progress):
-                    self.progress_at = now
+                if known.progress not in (None, message.progress):
+                    self.progress_at = now if known.open else self.progress_at
+                    known.got_on()
                 known.progress = message.progress
             case Drain():
                 known.draining = True
             case Reject():
                 if not self._duplicates:
                     raise Violation(f"{server} refuses what the ledger asks: {message}")
-                known.open.clear()
-                known.progress = None
+                self._servers[server] = _Server(there=True, draining=known.draining, heard=now)
         if taken != wanted:
             raise Violation(f"{message} of {server} is {'taken' if taken else 'dropped'}")
         if wanted:
@@ -192,7 +215,7 @@ class Watch:
                 self._last = max(self._last, message.attempt)
                 known.open[message.epoch, message.batch] = message.attempt
             case Cancel():
-                known.open.pop((message.epoch, message.batch), None)
+                known.close((message.epoch, message.batch))
             case Ping():
                 if now < known.pinged + PING_EVERY - SLACK:
                     raise Violation(f"{server} is pinged twice in {now - known.pinged:.3f} s")
@@ -229,6 +252,28 @@ class Watch:
         for server, known in self._servers.items():
             if unwanted := known.open.keys() - self.wanted.keys():
                 raise Violation(f"{sorted(unwanted)} are not wanted, and {server} is not told")
+        self._check_cover(now)
+
+    def _check_cover(self, now: float) -> None:
+        """Check that what is wanted is open with a server in good standing, if there is one that could be asked.
+
+        One that is neither clearly good nor clearly bad counts as good where it was asked, and else as bad. Batches that
+        failed are left out: a ledger may think before it asks for those again.
+        """
+        ready, covered = [], set[Key]()
+        for server, known in self._servers.items():
+            if not known.there:
+                continue
+            if known.open:
+                known.idle_since = min(known.idle_since, now)
+            known.stuck |= now >= known.idle_since + self._patience - GRACE
+            if now < min(known.heard + SILENCE, known.idle_since + self._patience) + GRACE:
+                covered |= known.open.keys()
+            if known.welcomed and not (known.draining or known.stuck) and now < known.heard + SILENCE - SLACK:
+                ready.append(server)
+        has_credit = [server for server in ready if len(self._servers[server].open) < self._scenario.outstanding]
+        if has_credit and (left := self.wanted.keys() - covered - self._failed):
+            raise Violation(f"{sorted(left)} are asked of nobody who answers, though {has_credit} could be asked")
 
     def gave_up(self, error: ServerUnavailable, now: float) -> None:
         """Check that the ledger gives up when it must."""

@@ -10,12 +10,14 @@ from math import inf
 from random import Random
 from typing import Final, TypeAlias
 
+from feedmill_server.broker import PART_SAMPLES
+
 __all__ = ["LINK", "Fault", "Kind", "Sample", "Scenario", "draw"]
 
 Sample: TypeAlias = tuple[int, int]
 """Shard and index."""
 
-COUNTS: Final = ((40, 0, 90, 61, 33), (150,), (20,) * 9, (1, 200, 7, 64))
+COUNTS: Final = ((140, 0, 190, 61, 133), (450,), (40,) * 12, (1, 300, 7, 164))
 """Samples of each shard. Few different streams: what is planned for one world is used again in others."""
 
 BATCH_SIZES: Final = (8, 20, 40)  # of one part, two, and three
@@ -96,6 +98,7 @@ class Scenario:
     poison: frozenset[Sample]  # kill the worker that tries
     # The trainers.
     trainers: int
+    alike: bool  # whether they all want the same batches, as trainings that are compared do, or share them
     prefetch: int
     timeout: float
     pace: float  # seconds that a trainer spends on a batch
@@ -110,6 +113,17 @@ class Scenario:
     through_codec: bool  # whether messages are encoded and decoded on their way
     hopeless: bool
     faults: tuple[Fault, ...]
+
+    @property
+    def world_size(self) -> int:
+        """Among how many ranks an epoch is shared."""
+        return 1 if self.alike else self.trainers
+
+    @property
+    def seconds(self) -> float:
+        """About how long everything would take if nothing went wrong: the time in which things go wrong."""
+        parts = self.trainers * self.epochs * self.steps * -(-self.batch_size // PART_SAMPLES)
+        return max(parts * self.part_seconds / sum(self.workers), self.epochs * self.steps * self.pace, 1.0)
 
 
 def draw(seed: int) -> Scenario:
@@ -128,19 +142,20 @@ def draw(seed: int) -> Scenario:
         batch_size=random.choice(BATCH_SIZES),
         plan_seed=random.randrange(PLAN_SEEDS),
         epochs=random.choice((1, 1, 2)),
-        steps=random.choice((6, 12, 24)),
-        on_error=random.choice(("skip", "skip", "skip", "raise")),
+        steps=random.choice((8, 16, 40)),
+        on_error=random.choice(("skip", "skip", "skip", "skip", "raise")),
         bad=frozenset(broken[poisonous:]),
         poison=frozenset(broken[:poisonous]),
         trainers=trainers,
-        prefetch=random.choice((1, 2, 4, 4, 8)),
+        alike=random.random() < 0.3,
+        prefetch=random.choice((1, 2, 4, 8, 8)),
         timeout=random.choice((20.0, 20.0, 30.0, 60.0)),
-        pace=random.choice((0.0, 0.05, 0.3)),
+        pace=random.choice((0.0, 0.1, 0.4)),
         servers=servers,
         workers=tuple(random.choice((1, 2, 3)) for _ in range(servers)),
-        part_seconds=random.choice((0.02, 0.1, 0.3)),
+        part_seconds=random.choice((0.05, 0.2, 0.5)),
         memory=random.choice((1, 2, 4, 40)),
-        latency=random.choice((0.0002, 0.01, 0.1)),
+        latency=random.choice((0.0002, 0.01, 0.1, 0.3)),
         outstanding=random.choice((2, 4, 256)),
         through_codec=random.random() < 0.15,
         hopeless=hopeless,
@@ -150,38 +165,42 @@ def draw(seed: int) -> Scenario:
 
 
 def _faults(random: Random, scenario: Scenario) -> list[Fault]:
-    """Draw what happens, in the order in which it begins."""
+    """Draw what happens, in the order in which it begins.
+
+    Most worlds know a few kinds of faults only. Some bugs need several of one kind, or of two, and where everything may
+    happen that hardly ever does (Groce et al.: "Swarm Testing", ISSTA 2012).
+    """
     hero = random.randrange(scenario.servers)
-    doom = random.uniform(0.0, 6.0) if scenario.hopeless else inf
-    faults = [_fault(random, scenario, hero) for _ in range(random.choice((0, 2, 4, 6, 9, 14)))]
-    if random.random() < 0.3:
-        faults += _storm(random, scenario)
+    doom = random.uniform(0.0, scenario.seconds) if scenario.hopeless else inf
+    kinds = random.sample(list(Kind), random.choice((1, 2, 3, 5, len(Kind))))
+    faults = [_fault(random, scenario, random.choice(kinds), hero) for _ in range(random.choice((0, 4, 8, 12, 20)))]
+    if random.random() < 0.4:
+        faults += _storm(random, scenario, random.choice(kinds))
     if scenario.hopeless:
         faults = [_before(doom, fault) for fault in faults] + _doom(random, scenario, doom)
     return sorted(faults, key=lambda fault: fault.begin)
 
 
-def _fault(random: Random, scenario: Scenario, hero: int) -> Fault:
+def _fault(random: Random, scenario: Scenario, kind: Kind, hero: int) -> Fault:
     """Draw something that happens to one of all there are. What is fatal to the hero has an end."""
-    kind = random.choice(random.choices((LINK, SERVER, TRAINER), (5, 5, 2))[0])
     server = random.randrange(scenario.servers) if kind not in TRAINER else None
     trainer = random.randrange(scenario.trainers) if kind not in SERVER else None
-    begin = random.uniform(0.0, 12.0) * random.choice((0.0, 1.0, 1.0, 1.0))  # some from the start
+    begin = random.uniform(0.0, scenario.seconds) * random.choice((0.0, 1.0, 1.0, 1.0))  # some from the start
     end = begin + _seconds(random)
-    if random.random() < 0.3 and kind in FATAL and server != hero:
+    if random.random() < 0.4 and kind in FATAL and server != hero:
         end = inf
     return Fault(kind, begin, end, server, trainer, _strength(random, kind))
 
 
-def _storm(random: Random, scenario: Scenario) -> list[Fault]:
-    """Draw something that happens to all servers at once, or to one after the other: a switch fails, a fleet restarts."""
-    kind = random.choice((*LINK, *SERVER))
-    begin, lasts, apart = random.uniform(0.0, 12.0), _seconds(random), random.choice((0.0, 0.1, 2.0))
+def _storm(random: Random, scenario: Scenario, kind: Kind) -> list[Fault]:
+    """Draw something that happens to all alike, at once or one after the other: a switch fails, a fleet is restarted."""
+    begin, lasts, apart = random.uniform(0.0, scenario.seconds), _seconds(random), random.choice((0.0, 0.1, 2.0))
     strength = _strength(random, kind)
-    return [
-        Fault(kind, begin + server * apart, begin + server * apart + lasts, server, strength=strength)
-        for server in range(scenario.servers)
-    ]
+    count = scenario.trainers if kind in TRAINER else scenario.servers
+    times = [(begin + number * apart, begin + number * apart + lasts) for number in range(count)]
+    if kind in TRAINER:
+        return [Fault(kind, *time, trainer=number) for number, time in enumerate(times)]
+    return [Fault(kind, *time, server=number, strength=strength) for number, time in enumerate(times)]
 
 
 def _doom(random: Random, scenario: Scenario, begin: float) -> list[Fault]:

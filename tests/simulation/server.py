@@ -1,6 +1,6 @@
 """A server of a world: the real broker, with workers that take virtual time, and memory that notices its misuse."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from math import inf
 from random import Random
@@ -43,13 +43,14 @@ class Server:
         scenario: Scenario,
         clock: Clock,
         broker: type[Broker[Slot]],
+        reached: Counter[str],
         say: Callable[[str, str], None] | None,
     ) -> None:
         self.number = number
         self.address = f"server {number}"
         self.frozen = 0  # how many faults stop it
         self._wedged = 0  # and how many hold its workers
-        self._slowness = 1.0
+        self._slow: list[float] = []  # how many times as long everything takes; the worst counts
         self.up = False
         self.well_since = inf
         self.wires: dict[bytes, Wire] = {}
@@ -58,6 +59,7 @@ class Server:
         self._scenario = scenario
         self._clock = clock
         self._make_broker = broker
+        self._reached = reached
         self._say = say
         self._random = Random(f"{scenario.seed} server {number}")
         self._broken = scenario.bad | scenario.poison
@@ -80,7 +82,7 @@ class Server:
             case Kind.WEDGE:
                 self._wedged += 1
             case Kind.SLOW:
-                self._slowness *= fault.strength
+                self._slow.append(fault.strength)
             case Kind.DRAIN:
                 self._drain()
             case Kind.MISHAP:
@@ -99,14 +101,14 @@ class Server:
             case Kind.WEDGE:
                 self._wedged -= 1
             case Kind.SLOW:
-                self._slowness /= fault.strength
+                self._slow.remove(fault.strength)
         self._judge()
         self._catch_up()
 
     def heal(self) -> None:
         """End all faults; whoever is dead stays so."""
         self.frozen = self._wedged = 0
-        self._slowness = 1.0
+        self._slow.clear()
         self._catch_up()
 
     def start(self) -> None:
@@ -213,6 +215,7 @@ class Server:
         replies = self.broker.replies
         while replies:
             reply = replies.popleft()
+            self._reached[reply.message.type] += 1
             parcel = Parcel(reply.message, reply.trailer, reply.slot)
             if (wire := self.wires.get(reply.client)) is None:
                 parcel.drop()
@@ -263,7 +266,7 @@ class Server:
 
     def _begin(self, worker: int, work: Work[Slot]) -> None:
         share = work.rows / PART_SAMPLES
-        seconds = self._scenario.part_seconds * share * self._slowness * (0.5 + self._random.random())
+        seconds = self._scenario.part_seconds * share * max(self._slow, default=1.0) * (0.5 + self._random.random())
         self._clock.after(seconds, self._finish, self._boot, worker, work)
 
     def _finish(self, boot: int, worker: int, work: Work[Slot]) -> None:

@@ -5,7 +5,7 @@ monitors would. When its thread was kept from running it finds everything at onc
 monitors say, then what the sockets hold, and then what time it is.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from math import inf
@@ -31,6 +31,9 @@ SLEEP: Final = 1.0
 
 LIVES: Final = 40
 """How often a trainer begins anew before that is called a loop."""
+
+SPINS: Final = 20
+"""How often a ledger may ask to be woken at once before that is called a loop."""
 
 WEIGHT: Final = 60
 """Values that a ledger with nothing to do may hold, and as many for each server."""
@@ -73,13 +76,13 @@ class Trainer:
         clock: Clock,
         network: Network,
         ledger: type[Ledger],
+        reached: Counter[str],
         say: Callable[[str, str], None] | None,
     ) -> None:
         self.rank = rank
         self.record = Record(scenario, rank)
         self.wires: dict[str, Wire] = {}
         self.over = False  # finished, or ended by an error that was in order
-        self.given_up = 0
         self.alive = False
         self.stalled = 0
         self.running_since = inf
@@ -88,6 +91,7 @@ class Trainer:
         self._clock = clock
         self._network = network
         self._make_ledger = ledger
+        self._reached = reached
         self._say = say
         self._name = f"trainer {rank}"
         self._random = Random(f"{scenario.seed} trainer {rank}")
@@ -173,10 +177,14 @@ class Trainer:
         self._next = (self.record.epoch, self.record.step)
         self._busy = False
         self._wakes = inf
+        self._spins = 0
         self._inbox: deque[tuple[str, Letter | News]] = deque()
 
     def _end(self) -> None:
         """Let go of everything at once."""
+        if self.alive:
+            self._reached["asked again"] += self.ledger.asked_again
+            self._reached["late replies"] += self.ledger.duplicates
         self.alive = False
         for wire in self.wires.values():
             wire.finish(Way.OUT)
@@ -243,7 +251,7 @@ class Trainer:
             if isinstance(what, Letter):
                 self._receive(address, *what)
             elif what is News.CONNECTED:
-                self._watch.connected(address)
+                self._watch.connected(address, now)
                 self.ledger.connected(address, now)
             else:
                 self._watch.disconnected(address)
@@ -276,6 +284,9 @@ class Trainer:
     def _sleep(self) -> None:
         now = self._clock.now
         wakes = min(self.ledger.wake_at(now), now + SLEEP)
+        self._spins = self._spins + 1 if wakes <= now else 0
+        if self._spins > SPINS:
+            raise Violation(f"the ledger of {self._name} asks to be woken at once, again and again")
         if wakes < self._wakes:
             self._wakes = wakes
             self._clock.at(wakes, self._wake, self._life, wakes)
@@ -293,7 +304,7 @@ class Trainer:
             raise Violation(f"{self._name} gives up, though a server was there since {well:.3f}: {error}") from error
         if self._say:
             self._say(self._name, f"gives up: {error}")
-        self.given_up += 1
+        self._reached["no server is available"] += 1
         self._leave()
         if self._scenario.hopeless and now > max(fault.begin for fault in self._scenario.faults):
             self.over = True
@@ -301,6 +312,7 @@ class Trainer:
 
     def _stop_at_sample(self, error: SampleError) -> None:
         self.record.check_error(error, self._watch.wanted)
+        self._reached["a sample is blamed"] += 1
         self.over = True
         self._leave()
 

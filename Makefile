@@ -3,7 +3,7 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check cover clean
+.PHONY: demo test check cover chaos clean
 
 demo: $(READY)  ## make pictures, serve them from two servers, train on them
 	$(VENV)/bin/feedmill demo
@@ -19,6 +19,10 @@ check: $(READY)  ## what CI checks besides the tests
 
 cover: $(READY)  ## the protocol, by its own tests, every branch
 	$(PY) -m pytest tests/protocol -q --cov=feedmill_protocol --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered
+
+SEEDS := 100000
+chaos: $(READY)  ## more worlds that go wrong on purpose than CI has time for: make chaos SEEDS=100000
+	PYTHONPATH=tests $(PY) -m simulation --seeds 0..$(SEEDS)
 
 $(READY): pyproject.toml
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("feedmill needs Python 3.11 or later; this is " + sys.version)'

@@ -1,5 +1,8 @@
-"""Play worlds from the command line: ``python -m simulation --seeds A..B``, both included."""
+"""Play worlds from the command line: see `simulation.cli`."""
 
 import sys
+
 from simulation.cli import main
-sys.exit(main(sys.argv[1:]))
+
+if __name__ == "__main__":  # not in the processes that are started from here
+    sys.exit(main())

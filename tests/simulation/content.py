@@ -141,4 +141,3 @@ class Pool:
         slot.rows.clear()  # whoever still reads it gets it wrong
         self.used -= slot.nbytes
         self.slots.remove(slot)
-

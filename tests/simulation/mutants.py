@@ -19,7 +19,7 @@ from .content import Slot
 from .trainer import Letter, Trainer
 from .world import Subject
 
-__all__ = ["MUTANTS"]
+__all__ = ["MUTANTS", "HearsMonitorsFirst"]
 
 
 class GivesOutDuplicates(Ledger):
@@ -248,5 +248,4 @@ _BROKERS: Final[tuple[type[Broker[Slot]], ...]] = (AnswersOnlyTheFirst, LosesMem
 MUTANTS: Final[dict[str, Subject]] = {
     **{ledger.__name__: Subject(ledger.__name__, ledger=ledger) for ledger in _LEDGERS},
     **{broker.__name__: Subject(broker.__name__, broker=broker) for broker in _BROKERS},
-    HearsMonitorsFirst.__name__: Subject(HearsMonitorsFirst.__name__, trainer=HearsMonitorsFirst),
 }

@@ -1,8 +1,8 @@
 """The clock and the network of a world: time is a heap of what is still to happen, a wire is a connection.
 
 On one wire messages arrive in the order in which they were sent, or not at all, as TCP has it; between wires there
-is no order. A cut holds back what it stops, and lets go of it when it ends; a lost wire loses everything under way. Both
-ends learn of a loss in their own time: a trainer by its socket's monitor, a server when it next sends something.
+is no order. A cut holds back what it stops, and lets go of it when it ends; a lost wire loses everything under way.
+Both ends learn of a loss in their own time: a trainer by its socket's monitor, a server when it next sends something.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,7 @@ CUTS: Final = {Kind.CUT: (Way.OUT, Way.IN), Kind.CUT_OUT: (Way.OUT,), Kind.CUT_I
 
 @dataclass(eq=False, slots=True)
 class Parcel:
-    """What travels on a wire: a message, and its payload as bytes, as a slot, or as both. None is the end of the wire."""
+    """What travels on a wire: a message, its payload as bytes, as a slot, or as both. None is the end of the wire."""
 
     message: Message | None
     payload: bytes = b""

@@ -10,7 +10,7 @@
 Breaches are raised as Violation, where they are seen.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import inf
@@ -30,6 +30,9 @@ SLACK: Final = 1e-6
 
 GRACE: Final = 1.0
 """Seconds within which a ledger must have noticed that a server is silent or stuck."""
+
+BACKS_OFF: Final = 8.0
+"""Seconds that a ledger may wait before it asks again for what failed."""
 
 
 class Violation(AssertionError):
@@ -127,7 +130,7 @@ class Watch:
         self._attempts: dict[int, tuple[Key, str]] = {}
         self._last = 0  # the highest attempt
         self._fresh: dict[Key, int] = {}  # the highest attempt before the batch was wanted
-        self._failed: set[Key] = set()  # wanted, and failed somewhere
+        self._failed: dict[Key, float] = {}  # when what is wanted failed somewhere
         self._contract = False
         self._patience = max(2 * SILENCE, PATIENCE * scenario.timeout)
         self.wanted: dict[Key, Name] = {}
@@ -150,7 +153,7 @@ class Watch:
     def forget(self, batch: Key) -> None:
         """Note that a batch is no longer wanted."""
         self.wanted.pop(batch, None)
-        self._failed.discard(batch)
+        self._failed.pop(batch, None)
 
     def connected(self, server: str, now: float) -> None:
         """Note that there is a connection."""
@@ -170,31 +173,46 @@ class Watch:
                 wanted = not self._contract
                 self._contract = known.welcomed = True
             case Batch():
-                wanted = self._first_reply(server, message)
-                if wanted:
-                    self.forget((message.epoch, message.batch))
-                if wanted or known.open.get((message.epoch, message.batch)) == message.attempt:
-                    known.close((message.epoch, message.batch))
-                known.got_on()
+                wanted = self._arrived(server, known, message)
             case Fail():
-                self._failed.add((message.epoch, message.batch))
-                if known.open.get((message.epoch, message.batch)) == message.attempt:
-                    known.close((message.epoch, message.batch))
+                self._fail(known, message, now)
             case Pong():
-                if known.progress not in (None, message.progress):
-                    self.progress_at = now if known.open else self.progress_at
-                    known.got_on()
-                known.progress = message.progress
+                self._pong(known, message, now)
             case Drain():
                 known.draining = True
             case Reject():
-                if not self._duplicates:
-                    raise Violation(f"{server} refuses what the ledger asks: {message}")
-                self._servers[server] = _Server(there=True, draining=known.draining, heard=now)
+                self._reject(server, known, message, now)
         if taken != wanted:
             raise Violation(f"{message} of {server} is {'taken' if taken else 'dropped'}")
         if wanted:
             self.progress_at = now
+
+    def _arrived(self, server: str, known: _Server, batch: Batch) -> bool:
+        called = (batch.epoch, batch.batch)
+        wanted = self._first_reply(server, batch)
+        if wanted:
+            self.forget(called)
+        if wanted or known.open.get(called) == batch.attempt:
+            known.close(called)
+        known.got_on()
+        return wanted
+
+    def _fail(self, known: _Server, fail: Fail, now: float) -> None:
+        called = (fail.epoch, fail.batch)
+        if known.open.get(called) == fail.attempt:
+            self._failed[called] = now
+            known.close(called)
+
+    def _pong(self, known: _Server, pong: Pong, now: float) -> None:
+        if known.progress not in (None, pong.progress):
+            self.progress_at = now if known.open else self.progress_at
+            known.got_on()
+        known.progress = pong.progress
+
+    def _reject(self, server: str, known: _Server, reject: Reject, now: float) -> None:
+        if not self._duplicates:
+            raise Violation(f"{server} refuses what the ledger asks: {reject}")
+        self._servers[server] = _Server(there=True, draining=known.draining, heard=now)
 
     def _first_reply(self, server: str, batch: Batch) -> bool:
         """Whether this is the first reply to something wanted, and was asked for since that has been wanted."""
@@ -257,8 +275,8 @@ class Watch:
     def _check_cover(self, now: float) -> None:
         """Check that what is wanted is open with a server in good standing, if there is one that could be asked.
 
-        One that is neither clearly good nor clearly bad counts as good where it was asked, and else as bad. Batches that
-        failed are left out: a ledger may think before it asks for those again.
+        One that is neither clearly good nor clearly bad counts as good where it was asked, and else as bad. What has
+        failed is left out for a while: a ledger may wait before it asks for that again.
         """
         ready, covered = [], set[Key]()
         for server, known in self._servers.items():
@@ -272,8 +290,10 @@ class Watch:
             if known.welcomed and not (known.draining or known.stuck) and now < known.heard + SILENCE - SLACK:
                 ready.append(server)
         has_credit = [server for server in ready if len(self._servers[server].open) < self._scenario.outstanding]
-        if has_credit and (left := self.wanted.keys() - covered - self._failed):
-            raise Violation(f"{sorted(left)} are asked of nobody who answers, though {has_credit} could be asked")
+        if has_credit and (left := self.wanted.keys() - covered):
+            left -= {batch for batch, failed in self._failed.items() if now < failed + BACKS_OFF}
+            if left:
+                raise Violation(f"{sorted(left)} are asked of nobody who answers, though {has_credit} could be asked")
 
     def gave_up(self, error: ServerUnavailable, now: float) -> None:
         """Check that the ledger gives up when it must."""
@@ -287,8 +307,8 @@ def weigh(thing: object) -> int:
     """Return how many values something holds, in whatever it holds them."""
     if isinstance(thing, dict):
         return sum(1 + weigh(item) for item in thing.items())
-    if isinstance(thing, (list, tuple, set, frozenset)) or type(thing).__name__ == "deque":
-        return sum(1 + weigh(item) for item in thing)  # type: ignore[attr-defined] # deques are iterable
+    if isinstance(thing, (list, tuple, set, frozenset, deque)):
+        return sum(1 + weigh(item) for item in thing)
     return sum(1 + weigh(value) for value in _state(thing).values())
 
 

@@ -155,7 +155,7 @@ def draw(seed: int) -> Scenario:
         workers=tuple(random.choice((1, 2, 3)) for _ in range(servers)),
         part_seconds=random.choice((0.05, 0.2, 0.5)),
         memory=random.choice((1, 2, 4, 40)),
-        latency=random.choice((0.0002, 0.01, 0.1, 0.3)),
+        latency=random.choice((0.0002, 0.02, 0.2, 0.6)),
         outstanding=random.choice((2, 4, 256)),
         through_codec=random.random() < 0.15,
         hopeless=hopeless,
@@ -193,7 +193,7 @@ def _fault(random: Random, scenario: Scenario, kind: Kind, hero: int) -> Fault:
 
 
 def _storm(random: Random, scenario: Scenario, kind: Kind) -> list[Fault]:
-    """Draw something that happens to all alike, at once or one after the other: a switch fails, a fleet is restarted."""
+    """Draw what happens to all alike, at once or one after the other: a switch fails, a fleet is restarted."""
     begin, lasts, apart = random.uniform(0.0, scenario.seconds), _seconds(random), random.choice((0.0, 0.1, 2.0))
     strength = _strength(random, kind)
     count = scenario.trainers if kind in TRAINER else scenario.servers
@@ -205,9 +205,9 @@ def _storm(random: Random, scenario: Scenario, kind: Kind) -> list[Fault]:
 
 def _doom(random: Random, scenario: Scenario, begin: float) -> list[Fault]:
     """Draw something fatal for every server, or for what connects everybody with it, for good."""
-    kinds = (*FATAL[:-1], Kind.WEDGE)  # not LEAVE: if no name resolves any more, all keep what they had
+    kinds = [*FATAL[:-1], Kind.WEDGE]  # not LEAVE: if no name resolves any more, all keep what they had
     if random.random() < 0.5:
-        kinds = (random.choice(kinds),)
+        kinds = [random.choice(kinds)]
     return [
         Fault(random.choice(kinds), begin + random.uniform(0.0, 1.0), inf, server) for server in range(scenario.servers)
     ]
@@ -236,4 +236,3 @@ def _strength(random: Random, kind: Kind) -> float:
             return random.choice((0.1, 0.5))
         case _:
             return 0.0
-

@@ -7,7 +7,6 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from feedmill_protocol.errors import ProtocolError
-from feedmill_protocol.messages import Get
 from feedmill_server.broker import PART_SAMPLES, Bad, Broker, Work
 
 from .content import Pool, Slot, batch_bytes, key, row, stream
@@ -283,7 +282,7 @@ class Server:
         self._turn()
 
     def _report(self, worker: int, work: Work[Slot], samples: list[tuple[int, int]]) -> None:
-        get: Get = work.build.get
+        get = work.build.get
         if work.build.slot is None:
             raise AssertionError("a part was handed out without memory to build it in")
         made = [None if s in self._broken else row(get.seed, get.epoch, *s) for s in samples]

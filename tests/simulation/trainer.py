@@ -1,8 +1,8 @@
 """A trainer of a world: the real ledger, and what `feedmill.feed` and `feedmill.connection` do around it.
 
 It asks a few batches ahead, takes them in the order of the plan, and reports to the ledger what sockets and their
-monitors would. When its thread was kept from running it finds everything at once, as that of a connection does: what the
-monitors say, then what the sockets hold, and then what time it is.
+monitors would. When its thread was kept from running it finds everything at once, and reads all of it, in the order in
+which it came, before it lets the ledger know what time it is.
 """
 
 from collections import Counter, deque

@@ -1,4 +1,4 @@
-"""A world: servers, trainers, the links between them, and the faults that come over them, until everybody is content."""
+"""A world: servers, trainers, links between them, and the faults that come over them, until everybody is content."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from .scenario import LINK, Fault, Kind, Scenario, draw
 from .server import Server
 from .trainer import Trainer
 
-__all__ = ["THE_REAL_THING", "Failure", "Outcome", "Subject", "World", "play"]
+__all__ = ["THE_REAL_THING", "Failure", "Outcome", "Subject", "World", "play", "play_scenario"]
 
 HORIZON: Final = 2000.0
 """Seconds, far more than any world needs, after which those who are not content never will be."""
@@ -56,7 +56,7 @@ THE_REAL_THING: Final = Subject()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a world. ``reached`` counts what happened in it: a simulator that provokes nothing finds nothing."""
+    """What became of a world. ``reached`` counts what happened: a simulator that provokes nothing finds nothing."""
 
     seed: int
     seconds: float
@@ -68,14 +68,20 @@ def play(seed: int, subject: Subject = THE_REAL_THING, say: Callable[[str], None
 
     ``say`` is told everything that happens, a line each.
     """
-    scenario = draw(seed)
+    return play_scenario(draw(seed), subject, say)
+
+
+def play_scenario(
+    scenario: Scenario, subject: Subject = THE_REAL_THING, say: Callable[[str], None] | None = None
+) -> Outcome:
+    """Play a world of one's own."""
     world = World(scenario, subject, say)
     with patch.object(limits, "OUTSTANDING", scenario.outstanding):
         try:
             world.play()
         except Exception as error:
-            raise Failure(seed, subject.name, world.clock.now, error) from error
-    return Outcome(seed, world.clock.now, world.reached)
+            raise Failure(scenario.seed, subject.name, world.clock.now, error) from error
+    return Outcome(scenario.seed, world.clock.now, world.reached)
 
 
 class World:
@@ -92,7 +98,9 @@ class World:
         tell = self._tell if say else None
         servers, trainers = range(scenario.servers), range(scenario.trainers)
         self._servers = [Server(number, scenario, self.clock, subject.broker, self.reached, tell) for number in servers]
-        self._trainers = [subject.trainer(rank, scenario, self.clock, self, subject.ledger, self.reached, tell) for rank in trainers]
+        self._trainers = [
+            subject.trainer(rank, scenario, self.clock, self, subject.ledger, self.reached, tell) for rank in trainers
+        ]
         self._links = [
             [Link(self.clock, Random(f"{scenario.seed} link {rank} {server}"), scenario.latency) for server in servers]
             for rank in trainers

@@ -14,7 +14,9 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 
 from benchmarks import contest
+from feedmill_protocol import spans
 from feedmill_protocol.hashing import sample_seeds
+from feedmill_protocol.plan import Plan
 from feedmill_server import imagenet, jpeg
 from feedmill_server.randomness import seed_generators
 from feedmill_server.shards import ShardStore
@@ -35,14 +37,15 @@ class Samples(NamedTuple):
     mill: Mill
     backend: jpeg.Backend
     names: list[tuple[int, int, int]]
-    """Shard, index and seed of each sample, as of epoch 0."""
+    """Shard, index and seed of each sample, in the order of epoch 0."""
 
 
 def samples(shards: tuple[str, ...]) -> Samples:
     """Open shards as a worker does."""
     store = ShardStore([Path(shard) for shard in shards])
-    counts = [len(store.index(shard)) for shard in range(len(store))]
-    pairs = [(shard, index) for shard, count in enumerate(counts) for index in range(count)]
+    plan = Plan([len(store.index(shard)) for shard in range(len(store))], batch_size=1)
+    epoch = [spans.expand(plan.batch(0, step))[0] for step in range(len(plan))]
+    pairs = [(int(shard), int(index)) for shard, index in epoch]
     seeds = sample_seeds(0, 0, *torch.tensor(pairs).numpy().T)
     backend = jpeg.choose()
     pipeline, _ = imagenet.train.fused(backend)

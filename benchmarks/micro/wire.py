@@ -45,10 +45,10 @@ def main() -> None:
         client_us=alone,
         client_64_us=many,
         client_64_ratio=many / alone,
-        encode_get_us=microseconds(codec.encode, [(get,)] * 2000),
-        decode_get_us=microseconds(codec.decode, [(codec.encode(get),)] * 2000),
-        encode_batch_us=microseconds(codec.encode, [(batch,)] * 2000),
-        decode_batch_us=microseconds(codec.decode, [(codec.encode(batch),)] * 2000),
+        seal_get_us=microseconds(codec.seal, [(get,)] * 2000),
+        unseal_get_us=microseconds(codec.unseal, [tuple(codec.seal(get))] * 2000),
+        seal_batch_us=microseconds(codec.seal, [(batch,)] * 2000),
+        unseal_batch_us=microseconds(codec.unseal, [tuple(codec.seal(batch))] * 2000),
         tcp_gbs=_socket(given.batch),
     )
 
@@ -94,16 +94,18 @@ def _client(servers: int, ranks: int, batch: int) -> float:
     packed = [(spans.pack(one), len(one)) for one in wanted]
     prefetch = max(4, _PREFETCH_PER_SERVER * servers)
     spent = 0.0
-    pong = codec.encode(Pong(progress=1, queue=2))
-    replies: list[tuple[str, bytes]] = []
+    pong = codec.seal(Pong(progress=1, queue=2))
+    replies: list[tuple[str, list[bytes]]] = []
     for step in range(prefetch + _BATCHES):
         if step == prefetch:
             spent = 0.0
         if step >= prefetch:
             # One batch comes, and the pongs that a trainer at this rate would get meanwhile.
-            endpoint, header = replies.pop(0)
+            endpoint, sealed = replies.pop(0)
             started = time.process_time()
-            ledger.received(endpoint, codec.decode(header), now)
+            message, _ = codec.unseal(*sealed)
+            ledger.wants(endpoint, message)
+            ledger.received(endpoint, message, now)
             ledger.tick(now)
             spent += time.process_time() - started
         now += _BATCH_SECONDS
@@ -112,17 +114,19 @@ def _client(servers: int, ranks: int, batch: int) -> float:
         get = Get(stream="train", fingerprint="f" * 32, seed=1, epoch=0, batch=step, spans=count)
         ledger.want(get, payload, batch, now)
         ledger.tick(now)
-        ledger.wake_at(now)
-        sent = [(out.server, out.message, codec.encode(out.message)) for out in ledger.outbox]
+        ledger.wake_at()
+        sent = [
+            (out.server, out.message, codec.seal(out.message, codec.checksum(out.payload))) for out in ledger.outbox
+        ]
         ledger.outbox.clear()
         spent += time.process_time() - started
         for endpoint, message, _ in sent:
             if isinstance(message, Get):
                 answer = _batch(batch, message.epoch, message.batch, message.attempt)
-                replies.append((endpoint, codec.encode(answer)))
+                replies.append((endpoint, codec.seal(answer)))
             else:
                 started = time.process_time()
-                ledger.received(endpoint, codec.decode(pong), now)
+                ledger.received(endpoint, codec.unseal(*pong)[0], now)
                 spent += time.process_time() - started
     return 1e6 * spent / _BATCHES
 

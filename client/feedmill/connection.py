@@ -20,7 +20,14 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from feedmill_protocol import codec, limits
-from feedmill_protocol.errors import FeedmillError, ProtocolError, ServerUnavailable, UsageError, VersionMismatch
+from feedmill_protocol.errors import (
+    Damaged,
+    FeedmillError,
+    ProtocolError,
+    ServerUnavailable,
+    UsageError,
+    VersionMismatch,
+)
 from feedmill_protocol.ledger import Key, Ledger, Outgoing
 from feedmill_protocol.messages import Batch, Get, Message, Welcome
 
@@ -50,6 +57,12 @@ _LINGER_MS: Final = 200
 """For goodbyes."""
 
 _CLOSE_SECONDS: Final = 2.0
+
+_HEARTBEAT_MS: Final = (2_500, 15_000)
+"""How often libzmq asks for a sign of life, and after which silence it makes the connection anew. Any frame is one: a
+healthy link takes no 15 s for FRAME_BYTES, and one whose bytes have lost their order never ends a frame again."""
+
+_COUNTERS: Final = ("asked_again", "hedged", "duplicates", "damaged")
 
 _log = logging.getLogger("feedmill")
 
@@ -97,7 +110,7 @@ class Connection:
         self._wanted: set[Key] = set()
         self._arrived: dict[Key, Arrived] = {}
         self._servers: dict[str, str] = {}
-        self._counters = {"asked_again": 0, "duplicates": 0}
+        self._counters = dict.fromkeys(_COUNTERS, 0)
         self._error: FeedmillError | None = None
         self._ended = False
         self._closing = threading.Event()
@@ -214,7 +227,7 @@ class Connection:
         for command in commands:
             command(now)
         self._send()
-        patience = min(self._ledger.wake_at(now) - now, _PATIENCE)
+        patience = min(self._ledger.wake_at() - now, _PATIENCE)
         if any(peer.backlog for peer in self._peers.values()):
             patience = min(patience, _RETRY)
         ready = dict(self._poller.poll(max(0, round(patience * 1000))))
@@ -229,7 +242,7 @@ class Connection:
         self._send()
         with self._lock:
             self._servers = self._ledger.describe()
-            self._counters = {"asked_again": self._ledger.asked_again, "duplicates": self._ledger.duplicates}
+            self._counters = {name: getattr(self._ledger, name) for name in _COUNTERS}
 
     def _fail(self, error: FeedmillError) -> None:
         with self._lock:
@@ -281,6 +294,8 @@ class Connection:
         socket.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
         socket.set(zmq.RCVHWM, 2 * limits.OUTSTANDING)
         socket.set(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
+        socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS[0])
+        socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_MS[1])
         socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
         socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
@@ -332,27 +347,33 @@ class Connection:
                 header = socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            seal = socket.recv(zmq.NOBLOCK) if socket.get(zmq.RCVMORE) else b""
             try:
-                message = codec.decode(header)
+                message, checksum = codec.unseal(header, seal)
+            except Damaged as error:
+                _log.warning("%s: %s; asking again for what was asked of it", endpoint, error)
+                _read(socket, memoryview(b""))
+                self._ledger.garbled(endpoint, time.monotonic())
             except VersionMismatch as error:
                 raise VersionMismatch(error.theirs, error.ours, endpoint) from None
             except ProtocolError as error:
                 raise ProtocolError(f"{endpoint}: {error}") from None
-            self._take(endpoint, socket, message)
+            else:
+                self._take(endpoint, socket, message, checksum)
 
-    def _take(self, endpoint: str, socket: zmq.Socket[bytes], message: Message) -> None:
+    def _take(self, endpoint: str, socket: zmq.Socket[bytes], message: Message, checksum: int) -> None:
         # The ledger says first whether this was asked for: only then is there memory for it.
-        wanted = self._ledger.received(endpoint, message, time.monotonic())
-        block = self._allocate(message.payload_bytes if wanted else 0)
+        block = self._allocate(message.payload_bytes if self._ledger.wants(endpoint, message) else 0)
         payload = memoryview(block.numpy())  # type: ignore[arg-type] # numpy is a buffer since 3.12
-        received = 0
-        while socket.get(zmq.RCVMORE):
-            room = payload[received:] if received < len(payload) else memoryview(bytearray(1))
-            received += socket.recv_into(room, flags=zmq.NOBLOCK)  # the frame's length, room or no room
+        received = _read(socket, payload)
+        flaw = ""
         if received != message.payload_bytes:
-            announced = f"where {message.payload_bytes} were announced"
-            raise ProtocolError(f"{endpoint}: {message.type}: a payload of {received} bytes, {announced}")
-        if not wanted:
+            flaw = f"a payload of {received} bytes, where {message.payload_bytes} were announced"
+        elif payload and codec.checksum(payload) != checksum:
+            flaw = "the checksum of its payload is wrong"
+        if flaw:
+            _log.warning("%s: %s: %s; asking again", endpoint, message.type, flaw)
+        if not self._ledger.received(endpoint, message, time.monotonic(), intact=not flaw):
             return
         if isinstance(message, Batch):
             arrived = Arrived(message, block, _keys(endpoint, message, payload), endpoint)
@@ -366,6 +387,15 @@ class Connection:
                 self._lock.notify_all()
 
 
+def _read(socket: zmq.Socket[bytes], payload: memoryview) -> int:
+    """Receive what is left of a message into memory; return how long it was, whether or not there was room."""
+    received = 0
+    while socket.get(zmq.RCVMORE):
+        room = payload[received:] if received < len(payload) else memoryview(bytearray(1))
+        received += socket.recv_into(room, flags=zmq.NOBLOCK)  # the frame's length, room or no room
+    return received
+
+
 def _keys(endpoint: str, message: Batch, payload: memoryview) -> bytes:
     keys = bytes(payload[len(payload) - message.keys :])
     found = keys.count(b"\0") + 1 if keys else 0
@@ -376,11 +406,9 @@ def _keys(endpoint: str, message: Batch, payload: memoryview) -> bytes:
 
 def _offer(socket: zmq.Socket[bytes], outgoing: Outgoing) -> bool:
     """Send a message if the socket takes it now."""
-    frames = (
-        [codec.encode(outgoing.message), outgoing.payload] if outgoing.payload else [codec.encode(outgoing.message)]
-    )
+    frames = codec.seal(outgoing.message, codec.checksum(outgoing.payload))
     try:
-        socket.send_multipart(frames, zmq.NOBLOCK)
+        socket.send_multipart([*frames, outgoing.payload] if outgoing.payload else frames, zmq.NOBLOCK)
     except zmq.Again:
         return False
     return True

@@ -59,7 +59,9 @@ class Stats:
     """What a feed has done since it was opened.
 
     ``waited`` seconds of ``elapsed`` (from the first request to the last batch) the trainer waited for a batch.
-    ``asked_again`` counts requests that were repeated elsewhere, ``duplicates`` replies that came twice.
+    ``asked_again`` counts requests that were repeated because a server was lost, silent or failed; ``hedged`` those
+    that were sent to a second server because they were late; ``duplicates`` replies that were not needed any more;
+    ``damaged`` messages whose checksum was wrong, at either end, and whose answer was asked for again.
     """
 
     batches: int
@@ -69,7 +71,9 @@ class Stats:
     waited: float
     elapsed: float
     asked_again: int
+    hedged: int
     duplicates: int
+    damaged: int
 
 
 @dataclass(slots=True)

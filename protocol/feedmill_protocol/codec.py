@@ -1,28 +1,33 @@
-"""Messages to bytes and back. A message is a header frame and a payload; the payload is never touched here.
+"""Messages to bytes and back. A message is a header, a seal, and a payload.
 
-The header is a msgpack map: `v`, `type`, and the fields of the message. The payload is one run of bytes whose
-length the header gives away (`Message.payload_bytes`); the sender cuts it into frames wherever it likes, the receiver
-puts them back together, in place if it has a place. Decoding raises ProtocolError and nothing else.
+The header is a msgpack map: `v`, `type`, and the fields of the message. The seal is the checksums of the other two.
+The payload is one run of bytes whose length the header gives away (`Message.payload_bytes`); the sender cuts it into
+frames wherever it likes, the receiver puts them back together, in place if it has a place. What raises here raises
+ProtocolError and nothing else; Damaged, one of those, says that what came is not what was sent.
 """
 
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Final, get_args
 
 import msgpack
+import xxhash
 
 from . import limits
-from .errors import ProtocolError, VersionMismatch
+from .errors import Damaged, ProtocolError, VersionMismatch
 from .messages import Message
 from .schema import Check, checks
 
-__all__ = ["cut", "decode", "encode", "join"]
+__all__ = ["checksum", "cut", "decode", "encode", "join", "seal", "unseal", "verify"]
 
 _TYPES: Final[dict[str, type[Any]]] = {cls.type: cls for cls in get_args(Message)}
 _CHECKS: Final[dict[str, dict[str, Check]]] = {name: checks(cls) for name, cls in _TYPES.items()}
 _REQUIRED: Final[dict[str, frozenset[str]]] = {
     name: frozenset(f.name for f in fields(cls) if f.default is MISSING) for name, cls in _TYPES.items()
 }
+
+_SEAL: Final = struct.Struct("<QQ")
 
 
 def encode(message: Message) -> bytes:
@@ -62,6 +67,39 @@ def decode(header: bytes | memoryview) -> Message:
     if message.payload_bytes > limits.BLOCK_BYTES:
         raise ProtocolError(f"{kind}: a payload of {message.payload_bytes} bytes exceeds {limits.BLOCK_BYTES}")
     return message  # type: ignore[no-any-return]
+
+
+def checksum(*payload: bytes | memoryview) -> int:
+    """Return the XXH3-64 of a payload, which may be in pieces. It tells damage, not malice."""
+    hasher = xxhash.xxh3_64()
+    for piece in payload:
+        hasher.update(piece)
+    return hasher.intdigest()
+
+
+def seal(message: Message, payload_checksum: int = checksum()) -> list[bytes]:
+    """Return header and seal, the frames that go before a payload."""
+    header = encode(message)
+    return [header, _SEAL.pack(checksum(header), payload_checksum)]
+
+
+def unseal(header: bytes | memoryview, seal: bytes | memoryview) -> tuple[Message, int]:
+    """Return the message of a header, and the checksum that its payload must have.
+
+    Raises Damaged, VersionMismatch or another ProtocolError.
+    """
+    if len(seal) != _SEAL.size:
+        raise Damaged(f"seal: {len(seal)} bytes, not {_SEAL.size}")
+    header_checksum, payload_checksum = _SEAL.unpack(seal)
+    if checksum(header) != header_checksum:
+        raise Damaged("header: its checksum is wrong")
+    return decode(header), payload_checksum
+
+
+def verify(message: Message, payload: bytes | memoryview, payload_checksum: int) -> None:
+    """Raise Damaged if a payload is not the one that was sealed."""
+    if checksum(payload) != payload_checksum:
+        raise Damaged(f"{message.type}: the checksum of its payload is wrong")
 
 
 def cut(block: memoryview, frame_bytes: int = limits.FRAME_BYTES) -> Iterator[memoryview]:

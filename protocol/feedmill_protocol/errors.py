@@ -3,6 +3,7 @@
     FeedmillError
     ├── UsageError(ValueError)              you: an argument, option or file that cannot work
     ├── ProtocolError                       they: a peer broke the wire format
+    │   ├── Damaged                         a message is not what was sent; handled within, by asking again
     │   └── VersionMismatch                 the peer speaks another version of it
     ├── ServerUnavailable(TimeoutError)     nobody answered in time
     ├── StreamMismatch                      servers answer, but not with the stream that was asked for
@@ -15,6 +16,7 @@ Data lives in attributes, the sentence in ``__str__``. Any other exception that 
 """
 
 __all__ = [
+    "Damaged",
     "DataError",
     "FeedmillError",
     "PipelineError",
@@ -38,6 +40,10 @@ class UsageError(FeedmillError, ValueError):
 
 class ProtocolError(FeedmillError):
     """A peer sent what the wire format does not allow."""
+
+
+class Damaged(ProtocolError):
+    """A message was changed on its way: a checksum is wrong. What it was an answer to is asked again."""
 
 
 class VersionMismatch(ProtocolError):

@@ -252,12 +252,12 @@ class Drain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """Server: I will not do this. After `version`, `stream` and `fingerprint` asking again is no use."""
+    """Server: I will not do this. After `limit` and `damaged` ask again; otherwise that is no use."""
 
     type: ClassVar = "REJECT"
     payload_bytes: ClassVar = 0
 
-    code: Annotated[str, one_of("version", "stream", "fingerprint", "limit", "protocol")]
+    code: Annotated[str, one_of("version", "stream", "fingerprint", "limit", "protocol", "damaged")]
     reason: Reason
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic
 
-from feedmill_protocol import limits, spans
+from feedmill_protocol import codec, limits, spans
 from feedmill_protocol.errors import ProtocolError
 from feedmill_protocol.messages import (
     Batch,
@@ -35,6 +35,7 @@ from feedmill_protocol.messages import (
     Welcome,
     shorten,
 )
+from feedmill_protocol.tensors import offsets
 
 from .builds import Asker, Bad, Build, BuildName, M, Pool, Reply, Stream, Work
 
@@ -347,6 +348,8 @@ class Broker(Generic[M]):
     def _answer(self, build: Build[M]) -> None:
         tensors = tuple(f.rows(len(build.keys)) for f in build.stream.fields)
         trailer = "\0".join(build.keys).encode()
+        if build.checksum is None and build.slot:
+            build.checksum = build.slot.checksum(offsets(tensors)[1], trailer)
         for (client, epoch, batch), attempt in build.waiters.items():
             message = Batch(
                 epoch=epoch,
@@ -358,7 +361,7 @@ class Broker(Generic[M]):
                 skipped=tuple(self._skipped(build, b) for b in build.bad[: limits.SKIPPED]),
             )
             del self._clients[client].open[epoch, batch]
-            self._reply(client, message, build.slot, trailer)
+            self._reply(client, message, build.slot, trailer, build.checksum)
             self.batches_sent += 1
             self.samples_sent += len(build.keys)
         build.waiters.clear()
@@ -400,7 +403,16 @@ class Broker(Generic[M]):
         )
         self._reply(client, fail)
 
-    def _reply(self, client: bytes, message: Message, slot: M | None = None, trailer: bytes = b"") -> None:
+    def _reply(
+        self,
+        client: bytes,
+        message: Message,
+        slot: M | None = None,
+        trailer: bytes = b"",
+        checksum: int | None = None,
+    ) -> None:
         if slot is not None:
             slot.pins += 1
-        self.replies.append(Reply(client, message, slot, trailer))
+        if checksum is None:
+            checksum = codec.checksum(trailer)
+        self.replies.append(Reply(client, message, slot, trailer, checksum))

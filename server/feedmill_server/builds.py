@@ -6,16 +6,19 @@ Values and records; what becomes of them is decided in `feedmill_server.broker`.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from feedmill_protocol import codec
 from feedmill_protocol.messages import Get, Message
 from feedmill_protocol.spans import Spans
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 __all__ = ["Asker", "Bad", "Build", "BuildName", "M", "Memory", "Pool", "Reply", "Stream", "Work"]
+
+NOTHING: Final = codec.checksum()
 
 
 class Memory(Protocol):
@@ -25,6 +28,9 @@ class Memory(Protocol):
 
     def compact(self, fields: Sequence[FieldSpec], samples: int, missing: Sequence[int]) -> None:
         """Close the gaps that missing rows leave."""
+
+    def checksum(self, nbytes: int, trailer: bytes) -> int:
+        """Return `codec.checksum` of the first nbytes and a trailer."""
 
 
 M = TypeVar("M", bound=Memory)
@@ -87,6 +93,7 @@ class Build(Generic[M]):
     running: int = 0
     keys: list[str] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
+    checksum: int | None = None  # of the payload, once it was sent
     done: bool = False
 
     @property
@@ -111,9 +118,10 @@ class Work(Generic[M]):
 
 
 class Reply(NamedTuple, Generic[M]):
-    """A message for a client. The payload is that of the build's slot and the bytes behind it."""
+    """A message for a client. The payload, of this checksum, is that of the build's slot and the bytes behind it."""
 
     client: bytes
     message: Message
     slot: M | None = None
     trailer: bytes = b""
+    checksum: int = NOTHING

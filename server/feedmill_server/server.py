@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, Self
 import zmq
 
 from feedmill_protocol import codec, limits
-from feedmill_protocol.errors import PipelineError, ProtocolError, ShardError, UsageError, VersionMismatch
+from feedmill_protocol.errors import Damaged, PipelineError, ProtocolError, ShardError, UsageError, VersionMismatch
 from feedmill_protocol.messages import Hello
 from feedmill_protocol.tensors import FieldSpec, offsets
 
@@ -63,6 +63,8 @@ _LINGER_MS: Final = 500
 
 _CLIENT_MESSAGE_BYTES: Final = 1024 * 1024
 """The largest frame of a client: the spans of limits.BATCH_SAMPLES samples."""
+
+_REFUSALS: Final = {VersionMismatch: "version", Damaged: "damaged"}
 
 _log = logging.getLogger(__name__)
 
@@ -262,8 +264,10 @@ class Server:
 
     def _hear_client(self, client: bytes, frames: Sequence[zmq.Frame]) -> None:
         try:
-            message = codec.decode(frames[0].buffer)
-            payload = codec.join(message, [frame.buffer for frame in frames[1:]])  # copied once the length is right
+            header, seal = frames[0].buffer, frames[1].buffer if len(frames) > 1 else b""
+            message, checksum = codec.unseal(header, seal)
+            payload = codec.join(message, [frame.buffer for frame in frames[2:]])  # copied once the length is right
+            codec.verify(message, payload, checksum)
             if isinstance(message, Hello):
                 _log.info("client %s at %s: stream %r", client.hex()[2:], _address(frames[0]), message.stream)
             self._broker.receive(client, message, payload, time.monotonic())
@@ -271,7 +275,8 @@ class Server:
             if bad := self._complaints.due(client, time.monotonic()):
                 more = f"; {bad} messages like that" if bad > 1 else ""
                 _log.warning("client %s at %s: %s%s", client.hex()[2:], _address(frames[0]), error, more)
-            self._broker.refuse(client, "version" if isinstance(error, VersionMismatch) else "protocol", str(error))
+            code = next((code for kind, code in _REFUSALS.items() if isinstance(error, kind)), "protocol")
+            self._broker.refuse(client, code, str(error))
 
     # Workers.
 
@@ -382,9 +387,10 @@ class Server:
         if reply.slot is not None:
             frames += codec.cut(reply.slot.memory[: reply.message.payload_bytes - len(reply.trailer)])
         frames += codec.cut(memoryview(reply.trailer))
-        header = codec.encode(reply.message)  # before anything is sent: a message cannot be left half-way
+        header, seal = codec.seal(reply.message, reply.checksum)  # before anything is sent: there is no half a message
         send(reply.client, zmq.SNDMORE | zmq.NOBLOCK)
-        send(header, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
+        send(header, zmq.SNDMORE | zmq.NOBLOCK)
+        send(seal, zmq.NOBLOCK | (zmq.SNDMORE if frames else 0))
         for frame in frames:
             more = 0 if frame is frames[-1] else zmq.SNDMORE
             tracker = send(frame, zmq.NOBLOCK | more, copy=False, track=True)

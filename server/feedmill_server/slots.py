@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from feedmill_protocol import codec
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 __all__ = ["Slot", "SlotPool"]
@@ -56,6 +57,10 @@ class Slot:
                 if start != to:
                     self.memory[to : to + size] = self.memory[start : start + size]
                 to += size
+
+    def checksum(self, nbytes: int, trailer: bytes) -> int:
+        """Return `codec.checksum` of the first nbytes and a trailer."""
+        return codec.checksum(self.memory[:nbytes], trailer)
 
     def close(self) -> None:
         """Give the memory back; what libzmq still holds of it stays until it lets go."""

@@ -1,9 +1,11 @@
 """A server that does whatever a test says, in a thread: for what no real server does."""
 
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Self
 
+import msgpack
 import numpy as np
 import zmq
 
@@ -36,7 +38,14 @@ Answer = Callable[[Message, bytes], Sequence[Frames]]
 
 def frames(message: Message, payload: bytes = b"") -> Frames:
     """Return the frames of a message."""
-    return [codec.encode(message), payload] if payload else [codec.encode(message)]
+    sealed = codec.seal(message, codec.checksum(payload))
+    return [*sealed, payload] if payload else sealed
+
+
+def sealed(header: object) -> Frames:
+    """Return the frames of a header of any content."""
+    packed: bytes = msgpack.packb(header)
+    return [packed, struct.pack("<QQ", codec.checksum(packed), codec.checksum())]
 
 
 def batch(get: Get, payload: bytes, **changes: object) -> Batch:
@@ -118,9 +127,9 @@ class FakeServer:
         while not self._closing.is_set():
             if not self._socket.poll(50):
                 continue
-            client, header, *rest = self._socket.recv_multipart()
+            client, header, seal, *rest = self._socket.recv_multipart()
             try:
-                message = codec.decode(header)
+                message, _ = codec.unseal(header, seal)
             except ProtocolError:
                 continue
             self.heard.append(message)

@@ -114,8 +114,8 @@ def test_a_server_that_is_told_to_end_before_it_is_ready_does_so(data: Data, tmp
 def test_nothing_of_a_server_outlives_its_broker(slow: Callable[..., Served]) -> None:
     """A `kill -9` of the broker while it works takes fork server and workers along."""
     served = slow()
+    wait_until(lambda: len(descendants(served.process.pid)) == 3, 5, "fork server and workers are there")
     family = descendants(served.process.pid)
-    assert len(family) == 3
     with feedmill.connect(served.url, timeout=2.0) as feed:
         next(feed.batches())
         served.process.kill()

@@ -1,11 +1,11 @@
 """What a client makes of servers that are not there, not what was asked for, or hostile: one clear error, soon."""
 
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import msgpack
 import pytest
 import zmq
 
@@ -14,7 +14,7 @@ from feedmill_protocol import codec
 from feedmill_protocol.messages import Batch, Get, Hello, Message, Ping, Reject, Skipped
 from feedmill_protocol.tensors import TensorSpec
 from integration.epochs import TIMEOUT
-from integration.fakes import COUNTS, WELCOME, FakeServer, Frames, batch, block, frames, honest, silence
+from integration.fakes import COUNTS, WELCOME, FakeServer, Frames, batch, block, frames, honest, sealed, silence
 from integration.fleet import Data, Fleet
 
 PROMPT = 10.0
@@ -120,7 +120,7 @@ def test_servers_with_different_data_are_told_apart(fleet: Fleet) -> None:
 
 
 def _version_two(message: Message, payload: bytes) -> Sequence[Frames]:
-    return [[msgpack.packb({"v": 2, "type": "WELCOME", "streams": []})]]
+    return [sealed({"v": 2, "type": "WELCOME", "streams": []})]
 
 
 def _reject_version(message: Message, payload: bytes) -> Sequence[Frames]:
@@ -147,9 +147,9 @@ def test_a_client_of_another_protocol_version_is_rejected(fleet: Fleet) -> None:
     """A real server answers a HELLO of version 9 with REJECT, code "version"."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.connect(fleet["two"])
-        dealer.send(msgpack.packb({"v": 9, "type": "HELLO", "stream": ""}))
+        dealer.send_multipart(sealed({"v": 9, "type": "HELLO", "stream": ""}))
         assert dealer.poll(10_000)
-        reject = codec.decode(dealer.recv())
+        reject = codec.decode(dealer.recv_multipart()[0])
         dealer.linger = 0
     assert isinstance(reject, Reject)
     assert reject.code == "version"
@@ -158,7 +158,7 @@ def test_a_client_of_another_protocol_version_is_rejected(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [[b""], [b"\xc1"], [b"GET / HTTP/1.1"], [b"\x80" * 20_000], [msgpack.packb({"v": 1, "type": "PONG"})], [b"x"] * 50],
+    [[b""], [b"\xc1"], [b"GET / HTTP/1.1"], [b"\x80" * 20_000], sealed({"v": 1, "type": "PONG"}), [b"x"] * 50],
     ids=["empty", "no msgpack", "http", "long", "server's", "frames"],
 )
 def test_a_server_survives_garbage_and_says_that_it_does_not_understand(fleet: Fleet, garbage: list[bytes]) -> None:
@@ -167,10 +167,10 @@ def test_a_server_survives_garbage_and_says_that_it_does_not_understand(fleet: F
         dealer.connect(fleet["two"])
         dealer.send_multipart(garbage)
         assert dealer.poll(10_000)
-        reject = codec.decode(dealer.recv())
+        reject = codec.decode(dealer.recv_multipart()[0])
         assert isinstance(reject, Reject)
-        assert reject.code == "protocol"
-        dealer.send_multipart([codec.encode(Hello(stream="slow"))])
+        assert reject.code == ("protocol" if len(garbage) == 2 else "damaged")
+        dealer.send_multipart(frames(Hello(stream="slow")))
         assert dealer.poll(10_000)
         assert codec.decode(dealer.recv_multipart()[0]).type == "WELCOME"
         dealer.linger = 0
@@ -225,6 +225,17 @@ def _garbage(get: Get, payload: bytes) -> Sequence[Frames]:
     return [[b"\xc1\xc1\xc1"]]
 
 
+def _no_msgpack(get: Get, payload: bytes) -> Sequence[Frames]:
+    header = b"\xc1\xc1\xc1"
+    return [[header, struct.pack("<QQ", codec.checksum(header), codec.checksum())]]
+
+
+def _flipped(get: Get, payload: bytes) -> Sequence[Frames]:
+    answer = batch(get, payload)
+    header, seal, sent = frames(answer, block(answer))
+    return [[header, seal, bytes([sent[0] ^ 1]) + sent[1:]]]
+
+
 def _empty(get: Get, payload: bytes) -> Sequence[Frames]:
     return [[b""]]
 
@@ -268,12 +279,14 @@ def _clients_message(get: Get, payload: bytes) -> Sequence[Frames]:
         (_names_more_than_it_skips, r"BATCH lacks 0 samples, but names 1"),
         (_unasked, r"which was never made"),
         (_attempt_zero, r"which was never made"),
-        (_garbage, r"not msgpack"),
-        (_empty, r"not msgpack"),
-        (_too_short, r"a payload of 78 bytes, where 79 were announced"),
-        (_too_long, r"a payload of 8\d bytes, where 79 were announced"),
-        (_much_too_long, r"where 79 were announced"),
-        (_no_payload, r"a payload of 0 bytes, where 79 were announced"),
+        (_garbage, r"8 messages in a row came damaged"),
+        (_no_msgpack, r"not msgpack"),
+        (_empty, r"8 messages in a row came damaged"),
+        (_too_short, r"8 messages in a row came damaged"),
+        (_too_long, r"8 messages in a row came damaged"),
+        (_much_too_long, r"8 messages in a row came damaged"),
+        (_no_payload, r"8 messages in a row came damaged"),
+        (_flipped, r"8 messages in a row came damaged"),
         (_huge, r"exceeds"),
         (_clients_message, r"PING is no message from a server"),
     ],
@@ -304,8 +317,24 @@ def test_a_catalog_of_the_wrong_size_is_refused(payload: bytes) -> None:
     def answer(_message: Message, _payload: bytes) -> Sequence[Frames]:
         return [frames(WELCOME, payload)]
 
-    with FakeServer(answer) as fake, pytest.raises(feedmill.ProtocolError, match="where 8 were announced"):
+    with FakeServer(answer) as fake, pytest.raises(feedmill.ProtocolError, match="came damaged; either this is no"):
         feedmill.connect(fake.url, timeout=TIMEOUT)
+
+
+def test_what_comes_damaged_now_and_then_is_asked_again() -> None:
+    """The epoch is whole, and the feed says how often."""
+    spoilt: list[int] = []
+
+    def answer(message: Message, payload: bytes) -> Sequence[Frames]:
+        if isinstance(message, Get) and len(spoilt) < 4 and len(spoilt) % 2 == message.batch % 2:
+            spoilt.append(message.batch)
+            return _flipped(message, payload) if message.batch % 2 else _garbage(message, payload)
+        return honest(message, payload)
+
+    with FakeServer(answer) as fake, feedmill.connect(fake.url, timeout=TIMEOUT) as feed:
+        assert [b.index for b in feed.batches()] == list(range(5))
+        fake.wait_idle()
+        assert feed.stats().damaged == len(spoilt) == 4
 
 
 def test_a_batch_before_any_welcome_is_refused() -> None:

@@ -1,17 +1,19 @@
 """Messages to bytes and back, and what becomes of bytes that no honest peer sent."""
 
+import struct
 from dataclasses import fields, replace
 from typing import Any, get_args
 
 import msgpack
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from feedmill_protocol import limits
+from feedmill_protocol import codec, limits
 from feedmill_protocol.codec import cut, decode, encode, join
-from feedmill_protocol.errors import ProtocolError, VersionMismatch
+from feedmill_protocol.errors import Damaged, ProtocolError, VersionMismatch
 from feedmill_protocol.messages import (
     Batch,
     Bye,
@@ -482,3 +484,47 @@ def test_a_payload_of_the_wrong_length_is_refused(frames: list[bytes]) -> None:
     """Too short and too long, in one frame and in several."""
     with pytest.raises(ProtocolError, match=r"BATCH: a payload of \d+ bytes, where 10 were announced"):
         join(of_length(10), frames)
+
+
+# The seal.
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_any_flipped_bit_of_a_header_or_its_seal_is_seen(bit: int) -> None:
+    """Whichever it is; that of a payload's checksum shows when the payload is there."""
+    header, seal = codec.seal(Cancel(epoch=3, batch=17), codec.checksum(b"payload"))
+    damaged = bytearray(header)
+    damaged[bit % len(header)] ^= 1 << bit % 8
+    with pytest.raises(Damaged, match="its checksum is wrong"):
+        codec.unseal(bytes(damaged), seal)
+    sealed = bytearray(seal)
+    sealed[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(Damaged, match="its checksum is wrong"):
+        codec.unseal(header, bytes(sealed))
+    sealed = bytearray(seal)
+    sealed[8 + bit // 8] ^= 1 << bit % 8
+    message, checksum = codec.unseal(header, bytes(sealed))
+    with pytest.raises(Damaged, match="CANCEL: the checksum of its payload is wrong"):
+        codec.verify(message, b"payload", checksum)
+
+
+def test_what_cannot_be_header_and_seal_is_damaged() -> None:
+    """Frames whose borders have moved are no violation by the peer."""
+    header, seal = codec.seal(Cancel(epoch=3, batch=17))
+    for no_seal in (b"", seal[:-1], seal + b"x"):
+        with pytest.raises(Damaged, match=f"seal: {len(no_seal)} bytes, not 16"):
+            codec.unseal(header, no_seal)
+
+
+def test_a_header_that_was_sent_like_that_is_no_damage() -> None:
+    """It breaks the protocol, or is another version of it."""
+    for header, error in ((b"\xc1", ProtocolError), (b"\x82\xa1v\x09\xa4type\xa4PING", VersionMismatch)):
+        seal = struct.pack("<QQ", codec.checksum(header), 0)
+        with pytest.raises(error) as raised:
+            codec.unseal(header, seal)
+        assert type(raised.value) is error
+
+
+def test_a_checksum_does_not_depend_on_the_pieces() -> None:
+    """A batch is sealed in two: its tensors and its keys."""
+    assert codec.checksum(b"ab", b"", memoryview(b"c")) == codec.checksum(b"abc") == xxhash.xxh3_64_intdigest(b"abc")

@@ -9,6 +9,7 @@ from feedmill_protocol import errors
 EXAMPLES = [
     errors.UsageError("batch_size=0: expected an integer in 1..65536"),
     errors.ProtocolError("GET.epoch: expected an integer"),
+    errors.Damaged("header: its checksum is wrong"),
     errors.VersionMismatch(2, 1),
     errors.ServerUnavailable(30.0, {"tcp://cpu-0:7880": "silent"}),
     errors.StreamMismatch("no stream 'train'"),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from feedmill_protocol import limits, spans
-from feedmill_protocol.codec import cut, decode, encode, join
+from feedmill_protocol.codec import checksum, cut, decode, encode, join, seal, unseal, verify
 from feedmill_protocol.messages import Batch, Message
 from feedmill_protocol.tensors import offsets
 
@@ -72,6 +72,16 @@ def test_decoding_the_golden_bytes_gives_the_message(item: dict[str, Any]) -> No
 
 
 @golden
+def test_a_golden_seal_is_right(item: dict[str, Any]) -> None:
+    """XXH3-64 of the header and of the payload, little-endian."""
+    header, payload = bytes.fromhex(item["header"]), bytes.fromhex(item["payload"])
+    assert seal(message_of(item), checksum(payload)) == [header, bytes.fromhex(item["seal"])]
+    message, sealed = unseal(header, bytes.fromhex(item["seal"]))
+    assert message == message_of(item)
+    verify(message, payload, sealed)
+
+
+@golden
 def test_a_golden_header_is_plain_msgpack(item: dict[str, Any]) -> None:
     """Any msgpack library reads the readable form out of it."""
     assert msgpack.unpackb(bytes.fromhex(item["header"])) == {"v": 1, **item["message"]}
@@ -101,6 +111,7 @@ def main() -> None:
     items = []
     for item in GOLDEN:
         made = {**item, "header": encode(message_of(item)).hex(), "payload": payload_of(item).hex()}
+        made["seal"] = seal(message_of(item), checksum(payload_of(item)))[1].hex()
         lines = (f"    {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.items())
         items.append("  {\n" + ",\n".join(lines) + "\n  }")
     PATH.write_text("[\n" + ",\n".join(items) + "\n]\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """The ledger, in conversations: what servers say and when, and what the ledger asks, accepts and raises."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from math import inf
@@ -16,7 +17,20 @@ from feedmill_protocol.errors import (
     ShardError,
     StreamMismatch,
 )
-from feedmill_protocol.ledger import ATTEMPTS, PATIENCE, PING_EVERY, SILENCE, Ledger, Outgoing, State
+from feedmill_protocol.ledger import (
+    ATTEMPTS,
+    BACKOFF,
+    DAMAGES,
+    HEDGES,
+    LATE,
+    LATE_SECONDS,
+    PATIENCE,
+    PING_EVERY,
+    SILENCE,
+    Ledger,
+    Outgoing,
+    State,
+)
 from feedmill_protocol.messages import (
     Batch,
     Bye,
@@ -119,9 +133,9 @@ def only_get(ledger: Ledger, server: str) -> Get:
     return found
 
 
-def ready(*servers: str, timeout: float = TIMEOUT, **workers: int) -> Ledger:
+def ready(*servers: str, timeout: float = TIMEOUT, jitter: Callable[[], float] | None = None, **workers: int) -> Ledger:
     """Return a ledger at time 0 to which these servers are welcome, with an empty outbox."""
-    ledger = Ledger("train", timeout=timeout, now=0.0)
+    ledger = Ledger("train", timeout=timeout, now=0.0, jitter=jitter)
     for server in servers:
         ledger.add(server)
         ledger.connected(server, 0.0)
@@ -527,13 +541,33 @@ def test_a_failed_batch_is_asked_of_somebody_else() -> None:
 
 
 def test_the_only_server_is_asked_again_though_it_failed() -> None:
-    """Better than waiting for another."""
-    ledger = ready("a")
+    """Better than waiting for another; but after a pause, which doubles."""
+    ledger = ready("a", jitter=lambda: 0.5)
     want(ledger, 0)
     first = only_get(ledger, "a")
     ledger.received("a", fail_for(first), 0.1)
+    assert not ledger.outbox
+    assert ledger.wake_at() == 0.1 + BACKOFF
+    ledger.tick(0.1 + BACKOFF)
     again = only_get(ledger, "a")
     assert again == replace(first, attempt=first.attempt + 1)
+    ledger.received("a", fail_for(again), 1.0)
+    ledger.tick(1.0 + 2 * BACKOFF - 0.01)
+    assert not gets(ledger)
+    ledger.tick(1.0 + 2 * BACKOFF)
+    assert only_get(ledger, "a").batch == 0
+
+
+def test_pauses_differ_from_client_to_client() -> None:
+    """A server that all ranks wait for is not asked by all of them at once."""
+    pauses = set()
+    for _ in range(20):
+        ledger = ready("a")
+        want(ledger, 0)
+        ledger.received("a", fail_for(only_get(ledger, "a")), 0.1)
+        pauses.add(ledger.wake_at() - 0.1)
+    assert len(pauses) > 10
+    assert BACKOFF / 2 <= min(pauses) <= max(pauses) <= 1.5 * BACKOFF
 
 
 def test_a_batch_that_fails_everywhere_ends_the_feed() -> None:
@@ -541,12 +575,13 @@ def test_a_batch_that_fails_everywhere_ends_the_feed() -> None:
     ledger = ready("a", "b")
     want(ledger, 7)
     for number in range(ATTEMPTS):
+        ledger.tick(float(number))
         (server, (asked,)) = next(iter(gets(ledger).items()))
         if number < ATTEMPTS - 1:
-            ledger.received(server, fail_for(asked), 0.1)
+            ledger.received(server, fail_for(asked), float(number))
             continue
         with pytest.raises(DataError) as caught:
-            ledger.received(server, fail_for(asked), 0.1)
+            ledger.received(server, fail_for(asked), float(number))
         assert str(caught.value) == f"batch 7 of epoch 0 failed 3 times, last at {server}: no memory"
 
 
@@ -1002,6 +1037,168 @@ def test_a_short_timeout_makes_no_server_stuck_at_once() -> None:
     assert ledger.describe() == {"a": "answers, but makes no progress"}
 
 
+# Late batches.
+
+
+def at_a_pace(ledger: Ledger, *, batches: int = 100, seconds: float = 1.0) -> float:
+    """Have so many batches come, each after so long; return the time then."""
+    now = 0.0
+    for number in range(1000, 1000 + batches):
+        want(ledger, number, now=now)
+        now += seconds
+        ((server, (asked,)),) = gets(ledger).items()
+        assert ledger.received(server, batch_for(asked), now)
+    ledger.outbox.clear()
+    return now
+
+
+def alive(ledger: Ledger, *servers: str, now: float) -> None:
+    """Have servers get on with something."""
+    for server in servers:
+        ledger.received(server, Pong(progress=round(1000 * now), queue=0), now)
+    ledger.tick(now)
+
+
+def test_a_batch_that_is_late_is_asked_of_a_second_server() -> None:
+    """After three times what batches take, and half a second; not before, and not of a third."""
+    ledger = ready("a", "b", "c")
+    began = at_a_pace(ledger)
+    want(ledger, 0, 1, now=began)
+    ((slow, (first,)), _) = gets(ledger).items()
+    due = began + LATE * 1.0 + LATE_SECONDS
+    alive(ledger, "a", "b", "c", now=due - 0.01)
+    assert not gets(ledger)
+    alive(ledger, "a", "b", "c", now=due + 0.01)
+    ((second, (hedge,)),) = gets(ledger).items()
+    assert second != slow
+    assert (hedge.batch, ledger.hedged, ledger.asked_again) == (0, 1, 0)
+    alive(ledger, "a", "b", "c", now=due + 10)
+    assert not gets(ledger)
+    assert ledger.received(second, batch_for(hedge), due + 10)
+    assert Outgoing(slow, Cancel(epoch=0, batch=0)) in ledger.outbox
+    assert not ledger.received(slow, batch_for(first), due + 11)
+    assert ledger.duplicates == 1
+
+
+def test_few_batches_are_asked_of_two_servers_for_being_late() -> None:
+    """Where all become slow, asking twice would make it worse."""
+    ledger = ready("a", "b")
+    now = at_a_pace(ledger, batches=40)
+    for number in range(160):
+        want(ledger, number, now=now)
+        alive(ledger, "a", "b", now=now + 7)
+        now += 8
+        ((server, (asked,)), *_) = gets(ledger).items()
+        assert ledger.received(server, batch_for(asked), now)
+        ledger.outbox.clear()
+    assert 2 <= ledger.hedged <= HEDGES * 200 + 1
+
+
+def test_nobody_is_asked_twice_before_it_is_known_what_batches_take() -> None:
+    """The first batches of a stream may take long."""
+    ledger = ready("a", "b")
+    want(ledger, 0)
+    gets(ledger)
+    alive(ledger, "a", "b", now=3.0)
+    assert not gets(ledger)
+
+
+def test_the_only_server_is_not_asked_twice() -> None:
+    """It would do the same again, later."""
+    ledger = ready("a")
+    began = at_a_pace(ledger)
+    want(ledger, 0, now=began)
+    gets(ledger)
+    alive(ledger, "a", now=began + 20)
+    assert not gets(ledger)
+    assert ledger.hedged == 0
+
+
+# Damage.
+
+
+def test_a_damaged_batch_is_asked_again() -> None:
+    """It has not come: somebody is asked as if it never had."""
+    ledger = ready("a")
+    want(ledger, 0)
+    asked = only_get(ledger, "a")
+    assert ledger.wants("a", batch_for(asked))
+    assert not ledger.received("a", batch_for(asked), 1.0, intact=False)
+    again = only_get(ledger, "a")
+    assert again.batch == 0
+    assert again.attempt != asked.attempt
+    assert (ledger.damaged, ledger.asked_again, ledger.open) == (1, 1, 1)
+    assert ledger.received("a", batch_for(again), 2.0)
+
+
+def test_a_damaged_welcome_is_none() -> None:
+    """A new server is greeted again; one of many can be spared until then."""
+    ledger = ready("a")
+    ledger.add("b")
+    ledger.connected("b", 0.0)
+    assert not ledger.received("b", welcome("b"), 0.1, intact=False)
+    assert ledger.describe()["b"] == "connected, but no answer yet"
+    ledger.tick(PING_EVERY)
+    assert Hello in {type(message) for message in sent(ledger, "b")}
+
+
+@pytest.mark.parametrize("reader", ["client", "server"])
+def test_a_message_that_nobody_can_read_puts_everything_in_doubt(reader: str) -> None:
+    """It may have been a GET, or the answer to one. All that is open with that server is asked again, nothing else."""
+    ledger = ready("a", "b")
+    want(ledger, 0, 1, 2)
+    asked = gets(ledger)
+    if reader == "server":
+        ledger.received("a", Reject(code="damaged", reason=""), 0.1)
+    else:
+        ledger.garbled("a", 0.1)
+    again = [get.batch for gets_ in gets(ledger).values() for get in gets_]
+    assert sorted(again) == sorted(get.batch for get in asked["a"])
+    assert ledger.damaged == 1
+    for get_ in asked["a"]:
+        assert ledger.received("a", batch_for(get_), 0.2)  # it was not that one: the better
+
+
+def test_a_server_that_cannot_be_read_at_all_ends_the_feed() -> None:
+    """Eight damaged messages in a row are no accident; an intact batch between them begins a new row."""
+    ledger = ready("a")
+    want(ledger, 0, 1)
+    for _ in range(DAMAGES - 1):
+        ledger.garbled("a", 0.1)
+    asked = gets(ledger)["a"][-1]
+    assert ledger.received("a", batch_for(asked), 0.2)
+    for _ in range(DAMAGES - 1):
+        ledger.garbled("a", 0.3)
+    with pytest.raises(ProtocolError, match=r"^a: 8 messages in a row came damaged; either"):
+        ledger.garbled("a", 0.4)
+
+
+def test_what_cannot_be_read_before_any_welcome_is_no_server() -> None:
+    """A wrong port shows at once."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    ledger.add("a")
+    ledger.connected("a", 0.0)
+    with pytest.raises(ProtocolError, match="no feedmill server"):
+        ledger.garbled("a", 0.1)
+
+
+def test_memory_is_needed_only_for_what_is_wanted() -> None:
+    """The first WELCOME and batches that were asked for; the ledger says so before anything is received."""
+    ledger = Ledger("train", timeout=TIMEOUT, now=0.0)
+    ledger.add("a")
+    ledger.connected("a", 0.0)
+    assert ledger.wants("a", welcome())
+    ledger.received("a", welcome(), 0.0)
+    assert not ledger.wants("a", welcome())
+    want(ledger, 0)
+    asked = gets(ledger)["a"][0]
+    assert ledger.wants("a", batch_for(asked))
+    assert not ledger.wants("a", batch_for(replace(asked, batch=1)))
+    assert not ledger.wants("a", Pong(progress=0, queue=0))
+    with pytest.raises(ProtocolError, match="has tensors"):
+        ledger.wants("a", replace(batch_for(asked), tensors=(TensorSpec("int64", (1,)),)))
+
+
 # Slow links.
 
 
@@ -1057,7 +1254,7 @@ def test_a_slow_link_is_used_and_not_asked_in_vain(servers: str, most: int, seco
             links[server].take(message, now)
         ledger.outbox.clear()
         busy = [link.free_at for link in links.values() if link.queue]
-        now = min([ledger.wake_at(now), *busy])
+        now = min([ledger.wake_at(), *busy])
         came += sum(link.deliver(now) for link in links.values())
         ledger.tick(now)
     assert max(map(len, asked.values())) <= most
@@ -1093,24 +1290,26 @@ def test_a_feed_without_a_server_ends_at_the_deadline_though_nothing_is_wanted_y
 def test_the_next_tick_is_due_when_there_is_something_to_do() -> None:
     """A ping, or the deadline, whichever comes first; a lost server needs none."""
     ledger = Ledger("train", timeout=0.2, now=0.0)
-    assert ledger.wake_at(0.1) == 0.2
+    assert ledger.wake_at() == 0.2
     ledger = ready("a")
-    assert ledger.wake_at(0.1) == PING_EVERY
-    ledger.disconnected("a")
-    assert ledger.wake_at(0.1) == 0.1 + PING_EVERY
-    want(ledger, 0, now=1.0)
-    assert ledger.wake_at(1.0) == 1.0 + TIMEOUT
+    assert ledger.wake_at() == PING_EVERY
+    ledger.tick(0.7)
+    assert ledger.wake_at() == 0.7 + PING_EVERY
+    ledger = ready("a", timeout=0.7)
+    want(ledger, 0, now=0.1)
+    ledger.tick(0.6)
+    assert ledger.wake_at() == 0.1 + 0.7
 
 
-def test_silence_is_found_when_it_is_long_enough() -> None:
-    """Not with the next ping, half a second later; and what has been found wakes nobody again."""
+def test_silence_is_found_with_the_next_ping() -> None:
+    """Half a second late at most."""
     ledger = ready("a")
-    for now in (0.1, 0.6, 1.1, 1.6):
+    ledger.received("a", Pong(progress=0, queue=0), 0.1)
+    for now in (0.5, 1.0, 1.5, 2.0):
         ledger.tick(now)
-    assert ledger.wake_at(1.6) == SILENCE
-    ledger.tick(SILENCE)
+    assert ledger.describe() == {"a": "ready"}
+    ledger.tick(2.5)
     assert ledger.describe() == {"a": "silent"}
-    assert ledger.wake_at(SILENCE) == 1.6 + PING_EVERY
 
 
 def test_ticking_when_it_is_due_gets_something_done() -> None:
@@ -1122,12 +1321,12 @@ def test_ticking_when_it_is_due_gets_something_done() -> None:
         ledger.add("a")
         ledger.connected("a", now)
         with pytest.raises(ServerUnavailable):
-            ledger.tick(ledger.wake_at(now))
+            ledger.tick(ledger.wake_at())
         ledger = Ledger("", timeout=inf, now=now)
         ledger.add("a")
         ledger.connected("a", now)
         ledger.outbox.clear()
-        ledger.tick(ledger.wake_at(now))
+        ledger.tick(ledger.wake_at())
         assert ledger.outbox
 
 
@@ -1135,7 +1334,7 @@ def test_no_timeout_means_none() -> None:
     """An infinite one never comes."""
     ledger = Ledger("", timeout=inf, now=0.0)
     ledger.tick(1e12)
-    assert ledger.wake_at(0.0) == inf
+    assert ledger.wake_at() == 1e12 + PING_EVERY
 
 
 # Any interleaving.
@@ -1290,8 +1489,9 @@ class Walk:
         self.seen.update(states.values())
         good = {State.READY.value, State.DRAINING.value}
         covered = {number for number, servers in open_with.items() if any(states[s] in good for s in servers)}
+        resting = {key[1] for key, request in self.ledger._requests.items() if self.now < request.rested}
         if State.READY.value in states.values():
-            assert covered == self.wanted
+            assert covered >= self.wanted - resting
         assert covered | {key[1] for key in self.ledger._waiting} == self.wanted
         by_server = {(s, key[1]) for s, known in self.ledger._servers.items() for key in known.asked}
         assert by_server == {(s, number) for number, servers in open_with.items() for s in servers}
@@ -1304,6 +1504,7 @@ class Walk:
             self.ledger.remove(server)
             self.deliver()
         self.connections.add("d")
+        self.now += 8 * BACKOFF
         self.ledger.add("d")
         self.ledger.connected("d", self.now)
         self.ledger.received("d", welcome("d"), self.now)

@@ -103,6 +103,10 @@ class Slot:
         """Return the first rows, as they are now."""
         return tuple(map(self.rows.get, range(rows)))
 
+    def checksum(self, nbytes: int, trailer: bytes) -> int:
+        """Return what changes when a row or the trailer does."""
+        return hash((tuple(map(self.rows.get, range(len(self.rows)))), trailer))
+
     def unpin(self) -> None:
         """Let go of what was pinned once."""
         self.pins -= 1

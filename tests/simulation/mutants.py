@@ -25,8 +25,15 @@ __all__ = ["MUTANTS", "HearsMonitorsFirst"]
 class GivesOutDuplicates(Ledger):
     """Takes every reply for the first."""
 
-    def received(self, server: str, message: Message, now: float) -> bool:
-        return super().received(server, message, now) or isinstance(message, Batch)
+    def wants(self, server: str, message: Message) -> bool:
+        return super().wants(server, message) or isinstance(message, Batch)
+
+    def received(self, server: str, message: Message, now: float, *, intact: bool = True) -> bool:
+        return super().received(server, message, now, intact=intact) or (intact and isinstance(message, Batch))
+
+    def _arrived(self, server: str, known: _Server, batch: Batch, *, intact: bool) -> bool:
+        wanted = super().wants(server, batch)
+        return wanted and super()._arrived(server, known, batch, intact=intact)
 
 
 class ForgetsToAskAgain(Ledger):
@@ -120,8 +127,8 @@ class ForgetsItsDeadline(Ledger):
 class SleepsThroughItsDeadline(Ledger):
     """Asks to be woken for pings alone."""
 
-    def wake_at(self, now: float) -> float:
-        return max(super().wake_at(now), min(self._servers[s].spoken for s in self._servers) + 0.5)
+    def wake_at(self) -> float:
+        return min(self._beat_at, self._retry_at)
 
 
 class SeesNoProgressInPongs(Ledger):
@@ -152,8 +159,8 @@ class LosesWhatFailed(Ledger):
 class AsksDrainingServers(Ledger):
     """Does not listen to DRAIN."""
 
-    def received(self, server: str, message: Message, now: float) -> bool:
-        return not isinstance(message, Drain) and super().received(server, message, now)
+    def received(self, server: str, message: Message, now: float, *, intact: bool = True) -> bool:
+        return not isinstance(message, Drain) and super().received(server, message, now, intact=intact)
 
 
 class ForgetsToCancel(Ledger):
@@ -181,6 +188,29 @@ class RemembersEverything(Ledger):
     def want(self, get: Get, spans: bytes, samples: int, now: float) -> None:
         vars(self).setdefault("_history", []).append(replace(get, attempt=1))
         super().want(get, spans, samples, now)
+
+
+class TakesWhatIsDamaged(Ledger):
+    """Does not care for checksums."""
+
+    def received(self, server: str, message: Message, now: float, *, intact: bool = True) -> bool:
+        return super().received(server, message, now)
+
+
+class LosesWhatIsDamaged(Ledger):
+    """Does not ask again for what came damaged."""
+
+    def _arrived(self, server: str, known: _Server, batch: Batch, *, intact: bool) -> bool:
+        taken = super()._arrived(server, known, batch, intact=intact)
+        self._waiting.discard((batch.epoch, batch.batch))
+        return taken
+
+
+class TrustsWhatIsGarbled(Ledger):
+    """Goes on waiting for what was asked of a server, though the answer may have been what nobody could read."""
+
+    def garbled(self, server: str, now: float) -> None:
+        self._count_damage(server, self._servers[server])
 
 
 class AnswersOnlyTheFirst(Broker[Slot]):
@@ -242,6 +272,9 @@ _LEDGERS: Final[tuple[type[Ledger], ...]] = (
     ForgetsToCancel,
     CountsAttemptsAnew,
     RemembersEverything,
+    TakesWhatIsDamaged,
+    LosesWhatIsDamaged,
+    TrustsWhatIsGarbled,
 )
 _BROKERS: Final[tuple[type[Broker[Slot]], ...]] = (AnswersOnlyTheFirst, LosesMemory, ReusesWhatIsBeingSent)
 

@@ -7,7 +7,7 @@ Both ends learn of a loss in their own time: a trainer by its socket's monitor, 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import IntEnum
+from enum import Enum, IntEnum
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
@@ -20,7 +20,7 @@ from feedmill_protocol.messages import Batch, Message
 from .content import Slot
 from .scenario import Fault, Kind
 
-__all__ = ["Clock", "Link", "Parcel", "Way", "Wire"]
+__all__ = ["Clock", "Damage", "Link", "Parcel", "Way", "Wire"]
 
 GIVES_UP: Final = 10.0
 """Seconds after which a server's kernel takes a client for gone that acknowledges nothing (TCP_MAXRT)."""
@@ -64,6 +64,13 @@ class Way(IntEnum):
     IN = 1  # to the trainer
 
 
+class Damage(Enum):
+    """What of a message is not what was sent."""
+
+    HEADER = "nobody knows what it was"
+    PAYLOAD = "its payload is wrong"
+
+
 CUTS: Final = {Kind.CUT: (Way.OUT, Way.IN), Kind.CUT_OUT: (Way.OUT,), Kind.CUT_IN: (Way.IN,)}
 
 
@@ -74,6 +81,8 @@ class Parcel:
     message: Message | None
     payload: bytes = b""
     slot: Slot | None = None
+    checksum: int = 0
+    damage: Damage | None = None
 
     def drop(self) -> None:
         """Let go of the slot: this will not be sent any more, or has been."""
@@ -194,7 +203,7 @@ class Wire:
             return
         clock, link = self.link.clock, self.link
         if self._through_codec and parcel.message is not None:
-            parcel.message = codec.decode(codec.encode(parcel.message))
+            parcel.message, _ = codec.unseal(*codec.seal(parcel.message))
         if isinstance(parcel.message, Batch):
             self._free[way] = max(clock.now, self._free[way]) + link.worst(Kind.THIN)
         self._last[way] = max(self._last[way], max(clock.now, self._free[way]) + link.seconds())
@@ -203,6 +212,10 @@ class Wire:
             self._carry(way, parcel.copy(), self._last[way] + link.random.random() * DUPLICATE_WITHIN)
 
     def _carry(self, way: Way, parcel: Parcel, until: float) -> None:
+        link = self.link
+        if parcel.message is not None and (often := link.worst(Kind.CORRUPT)) and link.random.random() < often:
+            whole = parcel.message.payload_bytes == 0 or link.random.random() < 0.5
+            parcel.damage = Damage.HEADER if whole else Damage.PAYLOAD
         if parcel.slot is not None:
             self._loaded.append(parcel)
         self.link.clock.at(until, self._arrive, way, parcel)

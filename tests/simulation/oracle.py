@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from math import inf
 from typing import Any, Final
 
-from feedmill_protocol.errors import SampleError, ServerUnavailable
-from feedmill_protocol.ledger import PATIENCE, PING_EVERY, SILENCE, Key, Ledger, Outgoing
+from feedmill_protocol.errors import ProtocolError, SampleError, ServerUnavailable
+from feedmill_protocol.ledger import DAMAGES, PATIENCE, PING_EVERY, SILENCE, Key, Ledger, Outgoing
 from feedmill_protocol.messages import Batch, Cancel, Drain, Fail, Get, Message, Ping, Pong, Reject, Welcome
 
 from .content import Block, Name, key, name, plan, row
@@ -108,12 +108,18 @@ class _Server:
     heard: float = -inf
     idle_since: float = inf  # since when it owes something and has got nothing done; inf: it does not owe, or has
     stuck: bool = False  # or about to be
+    damages: int = 0  # since an intact batch came
 
     def close(self, batch: Key) -> None:
         """Note that it does not owe a batch any more."""
         self.open.pop(batch, None)
         if not self.open:
             self.idle_since = inf
+
+    def lose(self) -> None:
+        """Note that nobody knows any more what it owes."""
+        self.open.clear()
+        self.idle_since = inf
 
     def got_on(self) -> None:
         """Note that it got something done."""
@@ -125,7 +131,9 @@ class Watch:
 
     def __init__(self, scenario: Scenario, now: float) -> None:
         self._scenario = scenario
-        self._duplicates = any(fault.kind is Kind.DUPLICATE for fault in scenario.faults)
+        self._damages = any(fault.kind is Kind.CORRUPT for fault in scenario.faults)
+        self._duplicates = self._damages or any(fault.kind is Kind.DUPLICATE for fault in scenario.faults)
+        self._hopeless = False
         self._servers: dict[str, _Server] = {}
         self._attempts: dict[int, tuple[Key, str]] = {}
         self._last = 0  # the highest attempt
@@ -163,17 +171,35 @@ class Watch:
         """Note that there is none."""
         self._servers[server] = _Server()
 
-    def received(self, server: str, message: Message, now: float, *, taken: bool) -> None:
-        """Check what the ledger made of a message: ``taken`` is whether it wants the payload."""
+    def damaged(self, server: str) -> None:
+        """Note that something was damaged on its way from or to a server."""
+        known = self._servers[server]
+        known.damages += 1
+        self._hopeless = not self._contract or known.damages >= DAMAGES
+
+    def garbled(self, server: str, now: float) -> None:
+        """Note that something came of which nobody knows what it was."""
+        self.damaged(server)
+        self._servers[server].heard = now
+        self._servers[server].lose()
+
+    def despaired(self, error: ProtocolError) -> None:
+        """Check that the ledger gives up on a server for damages, and no sooner than it may."""
+        if not self._hopeless:
+            raise Violation(f"the ledger gives up without need: {error}") from error
+
+    def received(self, server: str, message: Message, now: float, *, intact: bool, taken: bool) -> None:
+        """Check what the ledger made of a message: ``taken`` is whether it took the payload, which may be damaged."""
         known = self._servers.setdefault(server, _Server())
         known.heard = now
         wanted = False
         match message:
             case Welcome():
-                wanted = not self._contract
-                self._contract = known.welcomed = True
+                wanted = intact and not self._contract
+                known.welcomed |= intact
+                self._contract |= intact
             case Batch():
-                wanted = self._arrived(server, known, message)
+                wanted = self._arrived(server, known, message, intact=intact)
             case Fail():
                 self._fail(known, message, now)
             case Pong():
@@ -181,21 +207,22 @@ class Watch:
             case Drain():
                 known.draining = True
             case Reject():
-                self._reject(server, known, message, now)
+                self._reject(server, known, message)
         if taken != wanted:
             raise Violation(f"{message} of {server} is {'taken' if taken else 'dropped'}")
         if wanted:
             self.progress_at = now
 
-    def _arrived(self, server: str, known: _Server, batch: Batch) -> bool:
+    def _arrived(self, server: str, known: _Server, batch: Batch, *, intact: bool) -> bool:
         called = (batch.epoch, batch.batch)
         wanted = self._first_reply(server, batch)
-        if wanted:
+        if wanted and intact:
             self.forget(called)
+            known.damages = 0
         if wanted or known.open.get(called) == batch.attempt:
             known.close(called)
         known.got_on()
-        return wanted
+        return wanted and intact
 
     def _fail(self, known: _Server, fail: Fail, now: float) -> None:
         called = (fail.epoch, fail.batch)
@@ -209,10 +236,12 @@ class Watch:
             known.got_on()
         known.progress = pong.progress
 
-    def _reject(self, server: str, known: _Server, reject: Reject, now: float) -> None:
-        if not self._duplicates:
+    def _reject(self, server: str, known: _Server, reject: Reject) -> None:
+        if not (self._damages if reject.code == "damaged" else self._duplicates):
             raise Violation(f"{server} refuses what the ledger asks: {reject}")
-        self._servers[server] = _Server(there=True, draining=known.draining, heard=now)
+        known.lose()
+        if reject.code == "limit":
+            known.welcomed, known.progress = False, None
 
     def _first_reply(self, server: str, batch: Batch) -> bool:
         """Whether this is the first reply to something wanted, and was asked for since that has been wanted."""
@@ -263,7 +292,7 @@ class Watch:
         """Check the ledger between two turns."""
         if now >= self.deadline + SLACK:
             raise Violation(f"the ledger waits on, though nothing got on since {self.progress_at:.3f}")
-        if ledger.wake_at(now) > self.deadline + SLACK:
+        if ledger.wake_at() > self.deadline + SLACK:
             raise Violation(f"the ledger would sleep beyond its deadline of {self.deadline:.3f}")
         if ledger.open != len(self.wanted):
             raise Violation(f"{ledger.open} batches are open, where {len(self.wanted)} are wanted")

@@ -33,6 +33,7 @@ class Kind(Enum):
     DELAY = "everything takes seconds longer"
     THIN = "a batch takes seconds to get through, and all behind it waits"
     DUPLICATE = "messages come twice, the second time later"
+    CORRUPT = "messages are damaged"
     CUT = "nothing gets through"
     CUT_OUT = "nothing gets through to the server"
     CUT_IN = "nothing gets through to the trainer"
@@ -50,7 +51,10 @@ class Kind(Enum):
     SKIP = "the trainer leaves its epoch early"
 
 
-LINK: Final = (Kind.DROP, Kind.DELAY, Kind.THIN, Kind.DUPLICATE, Kind.CUT, Kind.CUT_OUT, Kind.CUT_IN)
+LINK: Final = (
+    *(Kind.DROP, Kind.DELAY, Kind.THIN, Kind.DUPLICATE, Kind.CORRUPT),
+    *(Kind.CUT, Kind.CUT_OUT, Kind.CUT_IN),
+)
 SERVER: Final = (Kind.KILL, Kind.FREEZE, Kind.WEDGE, Kind.SLOW, Kind.DRAIN, Kind.MISHAP, Kind.LEAVE)
 TRAINER: Final = (Kind.CRASH, Kind.STALL, Kind.SKIP)
 FATAL: Final = (Kind.CUT, Kind.CUT_OUT, Kind.CUT_IN, Kind.KILL, Kind.FREEZE, Kind.WEDGE, Kind.DRAIN, Kind.LEAVE)
@@ -61,7 +65,7 @@ FATAL: Final = (Kind.CUT, Kind.CUT_OUT, Kind.CUT_IN, Kind.KILL, Kind.FREEZE, Kin
 class Fault:
     """One thing that happens: to a server, to a trainer, or to the link between them (between all and it: no trainer).
 
-    ``strength`` is seconds for DELAY and THIN, a factor for SLOW, a probability for DUPLICATE, and for others nothing.
+    ``strength`` is seconds for DELAY and THIN, a factor for SLOW, a probability for DUPLICATE and CORRUPT.
     """
 
     kind: Kind
@@ -234,5 +238,7 @@ def _strength(random: Random, kind: Kind) -> float:
             return random.choice((3.0, 6.0))
         case Kind.DUPLICATE:
             return random.choice((0.1, 0.5))
+        case Kind.CORRUPT:
+            return random.choice((0.03, 0.2))
         case _:
             return 0.0

@@ -197,6 +197,9 @@ class Server:
     def _take(self, wire: Wire, parcel: Parcel) -> None:
         if parcel.message is None:
             return
+        if parcel.damage:
+            self.broker.refuse(wire.id, "damaged", parcel.damage.value)
+            return
         try:
             self.broker.receive(wire.id, parcel.message, parcel.payload, self._clock.now)
         except ProtocolError as error:
@@ -215,7 +218,7 @@ class Server:
         while replies:
             reply = replies.popleft()
             self._reached[reply.message.type] += 1
-            parcel = Parcel(reply.message, reply.trailer, reply.slot)
+            parcel = Parcel(reply.message, reply.trailer, reply.slot, reply.checksum)
             if (wire := self.wires.get(reply.client)) is None:
                 parcel.drop()
                 self.broker.forget(reply.client)

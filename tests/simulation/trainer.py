@@ -12,12 +12,12 @@ from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from feedmill_protocol.errors import SampleError, ServerUnavailable
+from feedmill_protocol.errors import ProtocolError, SampleError, ServerUnavailable
 from feedmill_protocol.ledger import Key, Ledger
-from feedmill_protocol.messages import Batch, Get, Message, Welcome
+from feedmill_protocol.messages import Batch, Get, Message, Reject, Welcome
 
 from .content import Block, name
-from .network import Clock, Parcel, Way, Wire
+from .network import Clock, Damage, Parcel, Way, Wire
 from .oracle import Record, Violation, Watch, weigh
 from .scenario import Fault, Kind, Scenario
 
@@ -51,6 +51,7 @@ class Letter(NamedTuple):
 
     message: Message
     block: Block
+    damage: Damage | None
 
 
 class Network(Protocol):
@@ -168,7 +169,7 @@ class Trainer:
         if self._life > LIVES:
             raise Violation(f"{self._name} begins anew for the {LIVES}th time")
         now = self._clock.now
-        self.ledger = self._make_ledger("train", timeout=self._scenario.timeout, now=now)
+        self.ledger = self._make_ledger("train", timeout=self._scenario.timeout, now=now, jitter=self._random.random)
         self._watch = Watch(self._scenario, now)
         self._known: set[str] = set()
         self._contract: Welcome | None = None
@@ -184,7 +185,9 @@ class Trainer:
         """Let go of everything at once."""
         if self.alive:
             self._reached["asked again"] += self.ledger.asked_again
+            self._reached["asked twice for being late"] += self.ledger.hedged
             self._reached["late replies"] += self.ledger.duplicates
+            self._reached["damaged"] += self.ledger.damaged
         self.alive = False
         for wire in self.wires.values():
             wire.finish(Way.OUT)
@@ -218,7 +221,9 @@ class Trainer:
             rows: tuple[int | None, ...] = ()
             if parcel.slot is not None and isinstance(parcel.message, Batch):
                 rows = parcel.slot.read(parcel.message.tensors[0].shape[0])
-            self._inbox.append((address, Letter(parcel.message, Block(rows, parcel.payload))))
+                if parcel.slot.checksum(0, parcel.payload) != parcel.checksum:
+                    raise Violation(f"{address} sends another payload than it sealed: {parcel.message}")
+            self._inbox.append((address, Letter(parcel.message, Block(rows, parcel.payload), parcel.damage)))
         self._turn()
 
     # The thread's turns.
@@ -235,6 +240,9 @@ class Trainer:
             return
         except SampleError as error:
             self._stop_at_sample(error)
+            return
+        except ProtocolError as error:
+            self._despair(error)
             return
         self._flush()
         self._watch.rest(self.ledger, self._clock.now)
@@ -258,12 +266,22 @@ class Trainer:
                 self.ledger.disconnected(address)
             self._flush()  # before the next changes what is wanted
 
-    def _receive(self, address: str, message: Message, block: Block) -> None:
+    def _receive(self, address: str, message: Message, block: Block, damage: Damage | None) -> None:
         now = self._clock.now
         if self._say:
-            self._say(self._name, f"hears {address}: {message}")
-        taken = self.ledger.received(address, message, now)
-        self._watch.received(address, message, now, taken=taken)
+            self._say(self._name, f"hears {address}: {damage.value if damage else ''}{message}")
+        if damage is Damage.HEADER:
+            self._watch.garbled(address, now)
+            self.ledger.garbled(address, now)
+            return
+        intact = damage is None
+        if not intact or (isinstance(message, Reject) and message.code == "damaged"):
+            self._watch.damaged(address)
+        wanted = self.ledger.wants(address, message)
+        taken = self.ledger.received(address, message, now, intact=intact)
+        if taken != (wanted and intact):
+            raise Violation(f"{message} of {address} is {'taken' if taken else 'dropped'}, and {wanted=}, {intact=}")
+        self._watch.received(address, message, now, intact=intact, taken=taken)
         if taken and isinstance(message, Batch):
             self._arrived[message.epoch, message.batch] = message, block
         elif taken and isinstance(message, Welcome):
@@ -283,7 +301,7 @@ class Trainer:
 
     def _sleep(self) -> None:
         now = self._clock.now
-        wakes = min(self.ledger.wake_at(now), now + SLEEP)
+        wakes = min(self.ledger.wake_at(), now + SLEEP)
         self._spins = self._spins + 1 if wakes <= now else 0
         if self._spins > SPINS:
             raise Violation(f"the ledger of {self._name} asks to be woken at once, again and again")
@@ -308,6 +326,12 @@ class Trainer:
         self._leave()
         if self._scenario.hopeless and now > max(fault.begin for fault in self._scenario.faults):
             self.over = True
+        self._clock.after(self._random.uniform(0.0, 2.0), self.begin)
+
+    def _despair(self, error: ProtocolError) -> None:
+        self._watch.despaired(error)
+        self._reached["a link is no use"] += 1
+        self._leave()
         self._clock.after(self._random.uniform(0.0, 2.0), self.begin)
 
     def _stop_at_sample(self, error: SampleError) -> None:

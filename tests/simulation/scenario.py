@@ -126,8 +126,9 @@ class Scenario:
     @property
     def seconds(self) -> float:
         """About how long everything would take if nothing went wrong: the time in which things go wrong."""
-        parts = self.trainers * self.epochs * self.steps * -(-self.batch_size // PART_SAMPLES)
-        return max(parts * self.part_seconds / sum(self.workers), self.epochs * self.steps * self.pace, 1.0)
+        steps = self.epochs * min(self.steps, sum(self.counts) // (self.batch_size * self.world_size))
+        parts = self.trainers * steps * -(-self.batch_size // PART_SAMPLES)
+        return max(parts * self.part_seconds / sum(self.workers), steps * self.pace, 1.0)
 
 
 def draw(seed: int) -> Scenario:
@@ -145,7 +146,7 @@ def draw(seed: int) -> Scenario:
         counts=counts,
         batch_size=random.choice(BATCH_SIZES),
         plan_seed=random.randrange(PLAN_SEEDS),
-        epochs=random.choice((1, 1, 2)),
+        epochs=random.choice((1, 2, 4)),
         steps=random.choice((8, 16, 40)),
         on_error=random.choice(("skip", "skip", "skip", "skip", "raise")),
         bad=frozenset(broken[poisonous:]),
@@ -180,6 +181,8 @@ def _faults(random: Random, scenario: Scenario) -> list[Fault]:
     faults = [_fault(random, scenario, random.choice(kinds), hero) for _ in range(random.choice((0, 4, 8, 12, 20)))]
     if random.random() < 0.4:
         faults += _storm(random, scenario, random.choice(kinds))
+    if random.random() < 0.25:
+        faults += _storm(random, scenario, Kind.DRAIN)  # what happens most: servers are updated
     if scenario.hopeless:
         faults = [_before(doom, fault) for fault in faults] + _doom(random, scenario, doom)
     return sorted(faults, key=lambda fault: fault.begin)

@@ -361,8 +361,7 @@ class Trainer:
         if self.record.finished:
             self._finish()
             return
-        if (self.record.epoch, self.record.step) not in self._asked:
-            self._seek()
+        self._seek()
         self._fill()
         self._busy = True
         pace = self._scenario.pace * self._random.uniform(0.5, 1.5)

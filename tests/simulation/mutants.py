@@ -3,6 +3,7 @@
 ``python -m simulation --mutant NAME`` plays worlds with one of them.
 """
 
+from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from math import inf
@@ -19,7 +20,7 @@ from .content import Slot
 from .trainer import Letter, Trainer
 from .world import Subject
 
-__all__ = ["MUTANTS", "HearsMonitorsFirst"]
+__all__ = ["MUTANTS", "ReadsWhatIsLost"]
 
 
 class GivesOutDuplicates(Ledger):
@@ -242,14 +243,16 @@ class ReusesWhatIsBeingSent(Broker[Slot]):
             self._drop(build)
 
 
-class HearsMonitorsFirst(Trainer):
-    """Reads what sockets hold after what their monitors say, so that messages seem to come over the next connection."""
+class ReadsWhatIsLost(Trainer):
+    """Reads what a lost connection brought, and only after the next one stands, so that it seems to come over that."""
+
+    def _lose_unread(self, address: str) -> None:
+        pass
 
     def _read(self) -> None:
         news = [item for item in self._inbox if not isinstance(item[1], Letter)]
         letters = [item for item in self._inbox if isinstance(item[1], Letter)]
-        self._inbox.clear()
-        self._inbox.extend(news + letters)
+        self._inbox = deque(news + letters)
         super()._read()
 
 

@@ -4,14 +4,15 @@ import os
 import subprocess
 import sys
 from collections import Counter, deque
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
 import pytest
 
-from simulation.mutants import MUTANTS
-from simulation.scenario import Kind
-from simulation.world import Failure, play
+from simulation.mutants import MUTANTS, ReadsWhatIsLost
+from simulation.scenario import Fault, Kind, draw
+from simulation.world import Failure, Subject, play, play_scenario
 
 SEEDS = int(os.environ.get("SEEDS", "5000"))
 """Worlds that are played: for more, `make chaos SEEDS=100000`."""
@@ -48,6 +49,17 @@ def test_a_mutant_is_caught_within_a_few_worlds(mutant: str) -> None:
     """A bug that is put in on purpose is found, and the failure says how to see it again."""
     with pytest.raises(Failure, match=rf"(?s)seed \d+.*--seeds (\d+)\.\.\1 --mutant {mutant} --trace"):
         deque(map(play, range(CAUGHT_WITHIN), repeat(MUTANTS[mutant])), maxlen=0)
+
+
+def test_what_a_lost_connection_brought_must_not_be_read_after_the_loss() -> None:
+    """A server that says DRAIN and is back at once is used again, though the trainer learns all of it together."""
+    calm = replace(draw(0), servers=1, workers=(1,), trainers=1, hopeless=False, on_error="skip", latency=0.01)
+    drain = Fault(Kind.DRAIN, 2.0, 3.0, server=0)
+    busy = Fault(Kind.STALL, 1.9, 8.0, trainer=0)
+    scenario = replace(calm, pace=0.4, part_seconds=0.05, timeout=20.0, faults=(busy, drain))
+    assert play_scenario(scenario).reached["DRAIN"]
+    with pytest.raises(Failure, match="gives up, though a server was there"):
+        play_scenario(scenario, Subject(ReadsWhatIsLost.__name__, trainer=ReadsWhatIsLost))
 
 
 def test_everything_that_may_happen_does_happen() -> None:

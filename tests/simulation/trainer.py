@@ -1,8 +1,8 @@
 """A trainer of a world: the real ledger, and what `feedmill.feed` and `feedmill.connection` do around it.
 
 It asks a few batches ahead, takes them in the order of the plan, and reports to the ledger what sockets and their
-monitors would. When its thread was kept from running it finds everything at once, and reads all of it, in the order in
-which it came, before it lets the ledger know what time it is.
+monitors would. When its thread was kept from running it finds everything at once, and reads all of it before it lets
+the ledger know what time it is.
 """
 
 from collections import Counter, deque
@@ -215,6 +215,7 @@ class Trainer:
             return  # the socket has been closed
         if parcel.message is None:
             del self.wires[address]
+            self._lose_unread(address)
             self._inbox.append((address, News.LOST))
             self._clock.after(RECONNECT[0], self._dial, self._life, address, RECONNECT[0])
         else:
@@ -225,6 +226,10 @@ class Trainer:
                     raise Violation(f"{address} sends another payload than it sealed: {parcel.message}")
             self._inbox.append((address, Letter(parcel.message, Block(rows, parcel.payload), parcel.damage)))
         self._turn()
+
+    def _lose_unread(self, address: str) -> None:
+        """Drop what a connection brought that is now lost, as libzmq does (see tests/client/test_connection.py)."""
+        self._inbox = deque(item for item in self._inbox if item[0] != address or isinstance(item[1], News))
 
     # The thread's turns.
 

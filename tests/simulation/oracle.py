@@ -107,7 +107,9 @@ class _Server:
     pinged: float = -inf
     heard: float = -inf
     idle_since: float = inf  # since when it owes something and has got nothing done; inf: it does not owe, or has
-    stuck: bool = False  # or about to be
+    got_on_at: float = -inf  # when it last got something done, or was last asked after a while without anything to do
+    empty_since: float = -inf
+    stuck: bool = False  # or may be taken for that
     damages: int = 0  # since an intact batch came
 
     def close(self, batch: Key) -> None:
@@ -121,9 +123,16 @@ class _Server:
         self.open.clear()
         self.idle_since = inf
 
-    def got_on(self) -> None:
+    def ask(self, batch: Key, attempt: int, now: float) -> None:
+        """Note that it is asked for a batch."""
+        if now > self.empty_since + GRACE:
+            self.got_on_at = now
+        self.empty_since = inf
+        self.open[batch] = attempt
+
+    def got_on(self, now: float) -> None:
         """Note that it got something done."""
-        self.idle_since, self.stuck = inf, False
+        self.idle_since, self.stuck, self.got_on_at = inf, False, now
 
 
 class Watch:
@@ -199,7 +208,7 @@ class Watch:
                 known.welcomed |= intact
                 self._contract |= intact
             case Batch():
-                wanted = self._arrived(server, known, message, intact=intact)
+                wanted = self._arrived(server, known, message, now, intact=intact)
             case Fail():
                 self._fail(known, message, now)
             case Pong():
@@ -213,7 +222,7 @@ class Watch:
         if wanted:
             self.progress_at = now
 
-    def _arrived(self, server: str, known: _Server, batch: Batch, *, intact: bool) -> bool:
+    def _arrived(self, server: str, known: _Server, batch: Batch, now: float, *, intact: bool) -> bool:
         called = (batch.epoch, batch.batch)
         wanted = self._first_reply(server, batch)
         if wanted and intact:
@@ -221,7 +230,7 @@ class Watch:
             known.damages = 0
         if wanted or known.open.get(called) == batch.attempt:
             known.close(called)
-        known.got_on()
+        known.got_on(now)
         return wanted and intact
 
     def _fail(self, known: _Server, fail: Fail, now: float) -> None:
@@ -233,7 +242,7 @@ class Watch:
     def _pong(self, known: _Server, pong: Pong, now: float) -> None:
         if known.progress not in (None, pong.progress):
             self.progress_at = now if known.open else self.progress_at
-            known.got_on()
+            known.got_on(now)
         known.progress = pong.progress
 
     def _reject(self, server: str, known: _Server, reject: Reject) -> None:
@@ -260,7 +269,7 @@ class Watch:
                 self._may_ask(outgoing, message, known)
                 self._attempts[message.attempt] = (message.epoch, message.batch), server
                 self._last = max(self._last, message.attempt)
-                known.open[message.epoch, message.batch] = message.attempt
+                known.ask((message.epoch, message.batch), message.attempt, now)
             case Cancel():
                 known.close((message.epoch, message.batch))
             case Ping():
@@ -313,7 +322,9 @@ class Watch:
                 continue
             if known.open:
                 known.idle_since = min(known.idle_since, now)
-            known.stuck |= now >= known.idle_since + self._patience - GRACE
+                known.stuck |= now >= known.got_on_at + self._patience - GRACE
+            else:
+                known.empty_since = min(known.empty_since, now)
             if now < min(known.heard + SILENCE, known.idle_since + self._patience) + GRACE:
                 covered |= known.open.keys()
             if known.welcomed and not (known.draining or known.stuck) and now < known.heard + SILENCE - SLACK:

@@ -187,6 +187,7 @@ class Broker(Generic[M]):
         payload = bytes(payload)
         wanted = spans.unpack(payload, stream.counts)  # a view of it
         if self.draining:
+            self._reply(client, Drain())  # once more: had it arrived, the client would not ask
             self._fail(asker, get.attempt, retryable=True, reason="the server is shutting down")
             return
         name = (stream.name, get.seed, get.epoch, get.on_error, payload)

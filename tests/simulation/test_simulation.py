@@ -62,6 +62,12 @@ def test_what_a_lost_connection_brought_must_not_be_read_after_the_loss() -> Non
         play_scenario(scenario, Subject(ReadsWhatIsLost.__name__, trainer=ReadsWhatIsLost))
 
 
+@pytest.mark.parametrize("seed", [101282, 106345])
+def test_a_server_that_drains_fails_no_batch_for_good(seed: int) -> None:
+    """A DRAIN that came damaged is followed by another before a FAIL, which would count otherwise."""
+    assert play(seed).reached["DRAIN"]
+
+
 def test_everything_that_may_happen_does_happen() -> None:
     """What is never provoked is not tested: a few worlds show every fault, and everything that it may lead to."""
     reached: Counter[str] = Counter()

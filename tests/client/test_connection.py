@@ -56,11 +56,16 @@ def test_a_server_that_left_and_is_back_before_anybody_looks_is_asked_again(
         addresses.parse(url), "", timeout=60.0, allocate=lambda n: torch.empty(n, dtype=torch.uint8)
     )
     stalled, awake = threading.Event(), threading.Event()
+
+    def stall(_now: float) -> None:
+        stalled.set()
+        awake.wait(30)
+
     try:
         client = hear(router, Hello)
         say(router, client, WELCOME, COUNTS.astype("<u4").tobytes())
         connection.wait_contract()
-        connection._command(lambda _: (stalled.set(), awake.wait(30)))
+        connection._command(stall)
         assert stalled.wait(10)
         say(router, client, Drain())
         router.close(linger=1000)

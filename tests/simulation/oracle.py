@@ -130,6 +130,10 @@ class _Server:
         self.empty_since = inf
         self.open[batch] = attempt
 
+    def doubt(self, limit: float) -> None:
+        """Note that it may be taken for stuck if it owes something and has got nothing done since a limit."""
+        self.stuck |= bool(self.open) and self.got_on_at <= limit
+
     def got_on(self, now: float) -> None:
         """Note that it got something done."""
         self.idle_since, self.stuck, self.got_on_at = inf, False, now
@@ -201,6 +205,7 @@ class Watch:
         """Check what the ledger made of a message: ``taken`` is whether it took the payload, which may be damaged."""
         known = self._servers.setdefault(server, _Server())
         known.heard = now
+        known.doubt(now - self._patience + GRACE)
         wanted = False
         match message:
             case Welcome():
@@ -322,7 +327,7 @@ class Watch:
                 continue
             if known.open:
                 known.idle_since = min(known.idle_since, now)
-                known.stuck |= now >= known.got_on_at + self._patience - GRACE
+                known.doubt(now - self._patience + GRACE)
             else:
                 known.empty_since = min(known.empty_since, now)
             if now < min(known.heard + SILENCE, known.idle_since + self._patience) + GRACE:

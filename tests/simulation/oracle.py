@@ -106,7 +106,7 @@ class _Server:
     progress: int | None = None
     pinged: float = -inf
     heard: float = -inf
-    idle_since: float = inf  # since when it owes something and has got nothing done; inf: it does not owe, or has
+    idle_since: float = inf  # the first ping since which it owes something and has got nothing done, if there is one
     got_on_at: float = -inf  # when it last got something done, or was last asked after a while without anything to do
     empty_since: float = -inf
     stuck: bool = False  # or may be taken for that
@@ -281,6 +281,7 @@ class Watch:
                 if now < known.pinged + PING_EVERY - SLACK:
                     raise Violation(f"{server} is pinged twice in {now - known.pinged:.3f} s")
                 known.pinged = now
+                known.idle_since = min(known.idle_since, now if known.open else inf)
 
     def _may_ask(self, outgoing: Outgoing, get: Get, known: _Server) -> None:
         server, called = outgoing.server, (get.epoch, get.batch)
@@ -326,7 +327,6 @@ class Watch:
             if not known.there:
                 continue
             if known.open:
-                known.idle_since = min(known.idle_since, now)
                 known.doubt(now - self._patience + GRACE)
             else:
                 known.empty_since = min(known.empty_since, now)

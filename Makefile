@@ -3,7 +3,7 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test check cover chaos-real fuzz clean
+.PHONY: demo test check cover chaos chaos-real fuzz clean
 
 demo: $(READY)  ## make pictures, serve them from two servers, train on them
 	$(VENV)/bin/feedmill demo
@@ -25,6 +25,10 @@ chaos-real: $(READY)  ## 1,000 faults of real processes under two trainers: half
 
 fuzz: $(READY)  ## a million mutated messages each way, and mutated shards and configurations: ten minutes
 	cd tests && $(abspath $(PY)) -m fuzz $(FUZZ)
+
+SEEDS := 100000
+chaos: $(READY)  ## more worlds that go wrong on purpose than CI has time for: make chaos SEEDS=100000
+	PYTHONPATH=tests $(PY) -m simulation --seeds 0..$(SEEDS)
 
 $(READY): pyproject.toml
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("feedmill needs Python 3.11 or later; this is " + sys.version)'

@@ -50,7 +50,8 @@ CLIENT_SILENCE: Final = 10.0
 """Seconds after which a client that says nothing is forgotten. Clients ping twice a second."""
 
 KILLS: Final = 2
-"""How many workers a sample may cost before it is called bad: one may have been lost to something else."""
+"""How many workers a sample may cost before it is called bad: one may have been lost to something else. What comes from
+outside, like SIGKILL, counts half: it may hit twice at the same sample by chance, but hardly four times."""
 
 
 @dataclass(slots=True)
@@ -188,6 +189,7 @@ class Broker(Generic[M]):
         payload = bytes(payload)
         wanted = spans.unpack(payload, stream.counts)  # a view of it
         if self.draining:
+            self._reply(client, Drain())  # once more: had it arrived, the client would not ask
             self._fail(asker, get.attempt, retryable=True, reason="the server is shutting down")
             return
         name = (stream.name, get.seed, get.epoch, get.on_error, payload)
@@ -262,11 +264,11 @@ class Broker(Generic[M]):
         build.bad.extend(bad)
         self._settle(build)
 
-    def lost(self, worker: int, reason: str, row: int, key: str) -> None:
+    def lost(self, worker: int, reason: str, row: int, key: str, kills: float = 1) -> None:
         """Take back what a dead worker had in hand. It died of a row of the first part, with this key.
 
         If the row is none of that part, it had not begun it, and no sample is to blame. A key of "" says that it died
-        of the shard.
+        of the shard. ``kills`` is what this counts for.
         """
         in_hand = self._assigned.pop(worker, deque())
         if not in_hand or not in_hand[0].first <= row < in_hand[0].first + in_hand[0].rows:
@@ -277,7 +279,7 @@ class Broker(Generic[M]):
         self._put_back(in_hand)
         build, first, stop = work.build, work.first, work.first + work.rows
         build.running -= 1
-        alone = Work(build, row, 1, work.kills + 1)
+        alone = Work(build, row, 1, work.kills + kills)
         if alone.kills >= KILLS:
             build.keys[row] = key
             build.bad.append(Bad(row, int(alone.samples[0, 0]), key, reason))

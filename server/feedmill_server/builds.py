@@ -107,7 +107,7 @@ class Work(Generic[M]):
     build: Build[M]
     first: int
     rows: int
-    kills: int = 0
+    kills: float = 0
 
     @property
     def samples(self) -> npt.NDArray[np.int64]:

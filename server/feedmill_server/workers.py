@@ -50,11 +50,15 @@ _log = logging.getLogger(__name__)
 
 
 class Lost(NamedTuple):
-    """Why a worker ended, for people, and ``row`` and ``key`` of the sample in its hands: -1 and "" for none."""
+    """Why a worker ended, for people, and ``row`` and ``key`` of the sample in its hands: -1 and "" for none.
+
+    ``kills`` is what that counts for: less if it may have been somebody else, or the kernel without memory.
+    """
 
     reason: str
     row: int
     key: str
+    kills: float = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -234,11 +238,12 @@ class Workers:
             reason = words
             _log.warning("worker %d %s; replacing it. Sample %s: %s", number, how, key, words)
         else:
-            reason = f"the worker process {how} on this {'sample' if key else 'shard'}, twice"
+            again = "again and again" if how == _KILLED else "twice"
+            reason = f"the worker process {how} on this {'sample' if key else 'shard'}, {again}"
             _log.warning("worker %d %s; replacing it", number, how)
         self._due.append(now if now - worker.born >= _SHORT_LIFE else now + _SHORT_LIFE)
         self._forget(number)
-        return Lost(reason, row, key)
+        return Lost(reason, row, key, 0.5 if how == _KILLED and not (worker.sent or words) else 1)
 
     def look(self, is_busy: Callable[[int], object], now: float) -> list[int]:
         """End the workers that have been at one sample for too long; return those that not even SIGKILL has ended.
@@ -352,3 +357,6 @@ class Workers:
 def describe(code: int) -> str:
     """Say how a process ended, by its exit code."""
     return f"ended with signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+_KILLED: Final = describe(-signal.SIGKILL)

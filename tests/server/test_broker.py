@@ -617,9 +617,10 @@ def test_a_draining_server_finishes_what_was_asked_and_takes_no_more(scene: Scen
     scene.say(EVE, Hello())
     assert scene.broker.draining
     reason = "the server is shutting down"
-    assert scene.sent()[:3] == [
+    assert scene.sent()[:4] == [
         (ANN, Drain()),
         (BOB, Drain()),
+        (BOB, Drain()),  # the first did not arrive, or not in time
         (BOB, Fail(epoch=2, batch=1, attempt=1, retryable=True, reason=reason)),
     ]
     scene.say(EVE, Hello())
@@ -870,6 +871,23 @@ def test_a_sample_that_kills_two_workers_is_bad(scene: Scene) -> None:
         (ANN, Fail(epoch=2, batch=1, attempt=1, retryable=False, reason=reason, shard="b.tar", key="1:20"))
     ]
     assert scene.is_clean()
+
+
+def test_a_sample_at_which_workers_are_killed_from_outside_has_more_tries(scene: Scene) -> None:
+    """Four by default; one death of its own accord counts for two of them."""
+    scene.get(ANN, 0, samples=32, on_error="skip")
+    scene.part(1)
+    for tries in range(3):
+        scene.broker.lost(1, "killed", 0, "1:0", 0.5)
+        work = scene.broker.next_part(1)
+        assert work is not None
+        assert (work.first, work.rows, work.kills) == (0, 1, 0.5 * (tries + 1))
+    scene.broker.lost(1, "died", 0, "1:0")
+    assert not scene.broker.replies
+    scene.finish()
+    ((_, batch),) = scene.sent()
+    assert isinstance(batch, Batch)
+    assert batch.skipped == (Skipped("b.tar", "1:0", "died"),)
 
 
 def test_a_worker_that_dies_over_an_abandoned_batch_frees_it(scene: Scene) -> None:

@@ -13,7 +13,7 @@ from feedmill_server.channel import Channel, ChannelClosed
 from feedmill_server.descriptions import PipelineFacts
 from feedmill_server.slots import Slot
 from feedmill_server.watch import STUCK, Watch
-from feedmill_server.workers import LOAD_TIMEOUT, Workers, _Worker
+from feedmill_server.workers import LOAD_TIMEOUT, Lost, Workers, _Worker
 
 FACTS = PipelineFacts([["x", ["jpg"]]], 8, "abc", [])  # type: ignore[list-item] # as it comes out of a channel
 LOADED = ([FACTS], "torch 2, feedmill 1, python 3.11")
@@ -197,8 +197,16 @@ def test_the_end_of_a_worker_that_hung_says_where(
     stack = 'Stack (most recent call first):\n  File "/home/me/augment.py", line 12 in wait\n'
     watch.say(stack)
     reason = "took more than 5 s (--sample-timeout); it hung in: augment.py:12 in wait"
-    assert workers.remove(1, "ended with signal 12", clock[0]) == (reason, 3, "0007")
+    assert workers.remove(1, "ended with signal 12", clock[0]) == Lost(reason, 3, "0007")
     assert caplog.messages == [f"worker 1 ended with signal 12; replacing it. Sample 0007: {reason}\n{stack}"]
+
+
+def test_a_kill_from_outside_counts_half(workers: Workers, worker: Channel, fork_server: Channel) -> None:
+    """Somebody may have meant the process, not the sample."""
+    watch = workers._workers[1].watch
+    watch.begin(3, "0007")
+    reason = "the worker process ended with signal 9 on this sample, again and again"
+    assert workers.remove(1, "ended with signal 9", clock[0]) == Lost(reason, 3, "0007", 0.5)
 
 
 def test_a_worker_that_is_never_forked_is_the_fork_servers_fault(

@@ -335,6 +335,7 @@ class Connection:
         while peer.monitor.poll(0):
             event = parse_monitor_message(peer.monitor.recv_multipart())["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                peer.lost_at = inf
                 self._ledger.connected(endpoint, time.monotonic())
             elif event == zmq.EVENT_DISCONNECTED:
                 _log.warning("lost the connection to %s; what was asked of it is asked elsewhere", endpoint)

@@ -40,7 +40,7 @@ def main() -> None:
     model = nn.parallel.DistributedDataParallel(network(args.classes).to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with feedmill.connect(args.url, args.stream, device=device) as feed:
-        if args.checkpoint.exists():
+        if args.checkpoint.exists():  # on a disk that all ranks share
             saved = torch.load(args.checkpoint, map_location=device, weights_only=True)
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])

@@ -55,6 +55,9 @@ one flipped bit: then another socket is needed."""
 _PATIENCE: Final = 1.0
 """Seconds for which the thread sleeps at most."""
 
+_STOPPED: Final = 2.0
+"""A thread that wakes so many seconds late was stopped: the process, or the machine."""
+
 _RETRY: Final = 0.01
 """Seconds until a message that a socket does not take yet is offered again."""
 
@@ -237,6 +240,8 @@ class Connection:
         if any(peer.backlog for peer in self._peers.values()):
             patience = min(patience, _RETRY)
         ready = dict(self._poller.poll(max(0, round(patience * 1000))))
+        if (late := time.monotonic() - now - patience) > _STOPPED:
+            self._ledger.stood_still(late)
         if ready.pop(self._wake_reader, None):
             os.read(self._wake_reader, 4096)
         for endpoint, peer in list(self._peers.items()):
@@ -380,14 +385,15 @@ class Connection:
         block = self._allocate(message.payload_bytes if self._ledger.wants(endpoint, message) else 0)
         payload = memoryview(block.numpy())  # type: ignore[arg-type] # numpy is a buffer since 3.12
         received = _read(socket, payload)
-        flaw = ""
-        if received != message.payload_bytes:
-            flaw = f"a payload of {received} bytes, where {message.payload_bytes} were announced"
-        elif payload and codec.checksum(payload) != checksum:
-            flaw = "the checksum of its payload is wrong"
-        if flaw:
-            _log.warning("%s: %s: %s; asking again", endpoint, message.type, flaw)
-        if not self._ledger.received(endpoint, message, time.monotonic(), intact=not flaw):
+        if received != message.payload_bytes:  # frames have changed hands: who knows what else has come
+            said = f"a payload of {received} bytes, where {message.payload_bytes} were announced"
+            _log.warning("%s: %s: %s; asking again for what was asked of it", endpoint, message.type, said)
+            self._ledger.garbled(endpoint, time.monotonic())
+            return
+        intact = not payload or codec.checksum(payload) == checksum
+        if not intact:
+            _log.warning("%s: %s: the checksum of its payload is wrong; asking again", endpoint, message.type)
+        if not self._ledger.received(endpoint, message, time.monotonic(), intact=intact):
             return
         if isinstance(message, Batch):
             arrived = Arrived(message, block, _keys(endpoint, message, payload), endpoint)

@@ -78,7 +78,7 @@ class FeedDataset(IterableDataset[tuple[torch.Tensor, ...]]):
 
     Each iteration is the next epoch, as with a `Feed`, in persistent workers or new ones. It can be pickled, for
     workers that are spawned, and works in torchdata's StatefulDataLoader. Errors come out of a worker as DataLoader
-    brings them: some as a RuntimeError with the text of the error.
+    brings them: of the same class, but with their text alone.
     """
 
     def __init__(self, url: str | Sequence[str], stream: str | None = None, **options: Unpack[Options]) -> None:
@@ -160,7 +160,7 @@ class FeedDataset(IterableDataset[tuple[torch.Tensor, ...]]):
     def close(self) -> None:
         """Leave the servers, as far as this process is concerned. May be called twice; iterating connects again."""
         if self._feed is not None and self._is_ours():
-            self._next = self.state_dict()
+            self._next = self._feed.state_dict() if self._under_way else self._next
             self._feed.close()
         self._feed, self._under_way = None, False
 

@@ -248,6 +248,7 @@ class Feed:
             raise UsageError("the feed is closed")
         self._iteration += 1
         iteration = self._iteration
+        self._connect()  # an iteration that does not come to its first batch uses up no epoch
         self._course.begin()
         self._seek()
         for _ in range(self._course.remaining):
@@ -339,7 +340,6 @@ class Feed:
 
     def _seek(self) -> None:
         """Ask from here on. What was asked for already and comes from here on stays asked for."""
-        self._connect()
         dropped: list[Place] = []
         while not all(map(eq, self._asked, self._course.ahead())):
             dropped.append(self._asked.popleft())
@@ -357,8 +357,9 @@ class Feed:
         self._finalizer = weakref.finalize(self, self._connection.close)
         self._asked.clear()
         contract = self._connection.wait_contract()
-        for what in ("catalog", "fingerprint"):
+        for what in ("stream", "catalog", "fingerprint", "fields", "batch_size"):
             if getattr(contract, what) != getattr(self._contract, what):
+                self._connection.close()  # the next iteration looks again
                 raise StreamMismatch(
                     f"{contract.server}: stream {contract.stream!r} now has {what} {getattr(contract, what)}, "
                     f"and had {getattr(self._contract, what)} when the feed was opened"

@@ -100,10 +100,12 @@ def _read_share(share: Mapping[str, Any], course: Course, position: Position, le
     _check_keys("the state's share", share, _SHARE_KEYS)
     ours = _whose(course)
     if any(share[name] != ours[name] for name in _SHARE):
-        theirs = ", ".join(f"{name}={share[name]!r} (here {ours[name]!r})" for name in _SHARE)
+        theirs = ", ".join(
+            f"{name}={share[name]!r} (here {ours[name]!r})" for name in _SHARE if share[name] != ours[name]
+        )
         raise UsageError(
-            f"the state has what one feed has handed out of its share of an epoch: {theirs}; load it there, "
-            "or take states at the end of an epoch, or with order='plan' outside of DataLoader's workers"
+            "the state says which batches one feed has handed out, out of order or of its share, and that one has "
+            f"{theirs}; give each feed its own state, or take states at the end of an epoch, or use order='plan'"
         )
     done = integer("state: share: done", share["done"], 0, left)
     beyond = share["beyond"]

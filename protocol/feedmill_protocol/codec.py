@@ -112,5 +112,5 @@ def join(message: Message, frames: Sequence[bytes | memoryview]) -> bytes | memo
     """Return the payload that arrived in frames; it must be as long as the message says. One frame is not copied."""
     total = sum(len(frame) for frame in frames)
     if total != message.payload_bytes:
-        raise ProtocolError(f"{message.type}: a payload of {total} bytes, where {message.payload_bytes} were announced")
+        raise Damaged(f"{message.type}: a payload of {total} bytes, where {message.payload_bytes} were announced")
     return frames[0] if len(frames) == 1 else b"".join(frames)

@@ -13,6 +13,9 @@
         └── PipelineError                   the pipeline itself does not work
 
 Data lives in attributes, the sentence in ``__str__``. Any other exception that comes out of feedmill is a bug.
+
+torch's DataLoader makes the exceptions of its workers anew, of a text alone. So each class takes that too: it is then
+the sentence, and the attributes say nothing.
 """
 
 __all__ = [
@@ -71,12 +74,15 @@ class ServerUnavailable(FeedmillError, TimeoutError):
     ``servers`` maps every endpoint that was tried to what is known of it.
     """
 
-    def __init__(self, timeout: float, servers: dict[str, str]) -> None:
-        super().__init__(timeout, servers)
-        self.timeout = timeout
-        self.servers = servers
+    def __init__(self, timeout: float | str, servers: dict[str, str] | None = None) -> None:
+        super().__init__(*([timeout] if servers is None else [timeout, servers]))
+        self.text = str(timeout) if servers is None else ""
+        self.timeout = 0.0 if isinstance(timeout, str) else timeout
+        self.servers = servers or {}
 
     def __str__(self) -> str:
+        if self.text:
+            return self.text
         known = "; ".join(f"{endpoint}: {state}" for endpoint, state in self.servers.items())
         return (
             f"no server made progress for {self.timeout:g} s ({known or 'the name resolves to no address'}); "
@@ -95,26 +101,23 @@ class DataError(FeedmillError):
 class ShardError(DataError):
     """A shard is missing, damaged, or not a shard. ``shard`` names it, ``reason`` says why."""
 
-    def __init__(self, shard: str, reason: str) -> None:
-        super().__init__(shard, reason)
-        self.shard = shard
-        self.reason = reason
+    def __init__(self, shard: str, reason: str | None = None) -> None:
+        super().__init__(*([shard] if reason is None else [shard, reason]))
+        self.shard, self.reason = ("", shard) if reason is None else (shard, reason)
 
     def __str__(self) -> str:
-        return f"shard {self.shard}: {self.reason}"
+        return f"shard {self.shard}: {self.reason}" if self.shard else self.reason
 
 
 class SampleError(DataError):
     """One sample cannot become a row of a batch. ``shard`` and ``key`` name it, ``reason`` says why."""
 
-    def __init__(self, shard: str, key: str, reason: str) -> None:
-        super().__init__(shard, key, reason)
-        self.shard = shard
-        self.key = key
-        self.reason = reason
+    def __init__(self, shard: str, key: str = "", reason: str | None = None) -> None:
+        super().__init__(*([shard] if reason is None else [shard, key, reason]))
+        self.shard, self.key, self.reason = ("", "", shard) if reason is None else (shard, key, reason)
 
     def __str__(self) -> str:
-        return f"shard {self.shard}, sample {self.key}: {self.reason}"
+        return f"shard {self.shard}, sample {self.key}: {self.reason}" if self.shard else self.reason
 
 
 class PipelineError(DataError):

@@ -125,6 +125,7 @@ class Ledger:
         self.outbox: deque[Outgoing] = deque()
         self.contract: Welcome | None = None
         """What the first server said of the stream; all others must agree."""
+        self._teller = ""
         self.duplicates = 0
         self.asked_again = 0
         self.hedged = 0
@@ -234,10 +235,12 @@ class Ledger:
         if not intact:
             self._count_damage(server, known)
         match message:
-            case Welcome():
-                wanted = intact and self._welcomed(server, known, message, now)
             case Batch():
                 wanted = self._arrived(server, known, message, intact=intact)
+            case _ if not intact:
+                pass  # it has not come
+            case Welcome():
+                wanted = self._welcomed(server, known, message, now)
             case Fail():
                 self._failed(server, known, message)
             case Pong():
@@ -278,6 +281,10 @@ class Ledger:
         if self._awaiting and now >= self._progress_at + self.timeout:
             raise ServerUnavailable(self.timeout, self.describe())
 
+    def stood_still(self, seconds: float) -> None:
+        """Do not hold against the servers that this process was stopped for so long."""
+        self._progress_at += seconds
+
     def wake_at(self) -> float:
         """Return when `tick` should next be called."""
         deadline = self._progress_at + self.timeout if self._awaiting else inf
@@ -307,13 +314,25 @@ class Ledger:
                 self._judge(known, now)
 
     def _hedge(self, now: float) -> None:
-        """Ask a second server for the batch that is awaited longest, if it is late."""
+        """Ask a second server for the batch that is awaited longest, if it is late.
+
+        The same one again after half the timeout, if there is no other: the reply may have been lost, though nothing
+        tells how. What was lost is sent again, and what is still in the making is made once.
+        """
         request = next(iter(self._requests.values()), None)
         if request is None or len(request.asked) != 1 or now < request.since + LATE * self._latency + LATE_SECONDS:
             return
-        if self._latency and self.hedged < HEDGES * self._wants and (server := self._least_busy(request)):
+        key = (request.get.epoch, request.get.batch)
+        other = self._least_busy(request)
+        if other and self._latency and self.hedged < HEDGES * self._wants:
             self.hedged += 1
-            self._ask(server, (request.get.epoch, request.get.batch), request)
+            self._ask(other, key, request)
+        elif not other and now >= request.since + self.timeout / 2:
+            (same,) = request.asked
+            if self._servers[same].state is State.READY:
+                self.asked_again += 1
+                request.since = now
+                self._ask(same, key, request)
 
     def _count_damage(self, server: str, known: _Server) -> None:
         self.damaged += 1
@@ -350,7 +369,8 @@ class Ledger:
             if welcome.stream != self.stream != "":
                 raise ProtocolError(f"{server}: WELCOME to stream {welcome.stream!r}, not {self.stream!r}")
             self.contract, self._progress_at = welcome, now
-        _agree(self.contract, welcome, server)
+            self._teller = server
+        _agree(self.contract, self._teller, welcome, server)
         known.welcome = welcome
         if known.state is State.GREETING:
             known.state = State.READY
@@ -469,12 +489,12 @@ class Ledger:
         return best
 
 
-def _agree(contract: Welcome, welcome: Welcome, server: str) -> None:
+def _agree(contract: Welcome, teller: str, welcome: Welcome, server: str) -> None:
     for what in ("stream", "catalog", "fingerprint", "fields", "batch_size"):
         ours, theirs = getattr(contract, what), getattr(welcome, what)
         if ours != theirs:
             raise StreamMismatch(
-                f"{server}: stream {welcome.stream!r} has {what} {theirs}, but {contract.server} has {ours}; "
+                f"{server}: stream {welcome.stream!r} has {what} {theirs}, but {teller} has {ours}; "
                 "all servers of a stream must serve the same shards with the same pipeline and library versions"
             )
 

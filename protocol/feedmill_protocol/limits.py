@@ -36,6 +36,9 @@ SHARDS: Final = 16_000_000
 SHARD_SAMPLES: Final = 2**32 - 1
 """Samples of a shard, and the largest index: spans are 32-bit integers."""
 
+WINDOW_RUNS: Final = 128 * 1024 * 1024
+"""Runs that are shuffled together. Sorting so many takes a minute, and some gigabytes."""
+
 OUTSTANDING: Final = 256
 """Requests that one client may have open at one server. `prefetch` defaults to a handful."""
 

@@ -151,6 +151,8 @@ class Plan:
         self.last = last
         if not self.samples:
             raise UsageError("the stream has no samples")
+        if shuffle:
+            self._check_window()
         if not len(self):
             raise UsageError(f"last='drop': {self.samples} samples do not fill one batch of {batch_size} on every rank")
         self._even = self._even_steps()
@@ -206,6 +208,16 @@ class Plan:
     def _round(self) -> int:
         """The samples of a whole round."""
         return self.batch_size * self.world_size
+
+    def _check_window(self) -> None:
+        """Raise UsageError if a window may have more runs than can be shuffled."""
+        runs = -(-self.counts.astype(np.int64) // self.run)
+        most = int(np.partition(runs, -self.window)[-self.window :].sum())
+        if most > limits.WINDOW_RUNS:
+            raise UsageError(
+                f"window={self.window}, run={self.run}: {most:,} runs might be shuffled together, more than "
+                f"{limits.WINDOW_RUNS:,}; make window smaller, or run larger"
+            )
 
     def _even_steps(self) -> int:
         """Return how many rounds are whole; the rest share what is left evenly.

@@ -6,7 +6,8 @@ workers and sends its replies. Rules that bind this file:
 * Nothing is sent that was not asked for, and everything that was asked for is answered: by a BATCH or a FAIL.
 * One name, one build: requests for a batch that is queued, being built or cached join it.
 * All workers work on the oldest batch that has parts left; the next one is begun when there are none. Clients take
-  turns, each with its oldest request.
+  turns, each with its oldest request; one that has more than its share of the memory on its way waits until it has
+  taken it.
 * Memory is the limit: a batch is begun when there is a slot for it. Finished batches keep their slots, and are the
   cache, until another batch needs the memory.
 * What a worker had when it died, or was ended because it hung, is done again; the sample that this happens to twice is
@@ -57,6 +58,7 @@ outside, like SIGKILL, counts half: it may hit twice at the same sample by chanc
 @dataclass(slots=True)
 class _Client(Generic[M]):
     heard: float
+    unsent: int = 0  # bytes of batches that are on their way to it
     queue: deque[Build[M]] = field(default_factory=deque)
     open: dict[tuple[int, int], Build[M]] = field(default_factory=dict)
 
@@ -127,6 +129,13 @@ class Broker(Generic[M]):
         self.draining = True
         for client in self._clients:
             self._reply(client, Drain())
+
+    def sent(self, reply: Reply[M]) -> None:
+        """Take note that a reply has left: its slot is pinned no more."""
+        if reply.slot is not None:
+            reply.slot.pins -= 1
+            if known := self._clients.get(reply.client):
+                known.unsent -= reply.message.payload_bytes
 
     @property
     def clients(self) -> int:
@@ -206,7 +215,7 @@ class Broker(Generic[M]):
             build = Build(name, stream, get, wanted, spans.count(wanted))
             if build.nbytes > self._pool.max_bytes:
                 reason = f"a batch of {build.nbytes:,} bytes exceeds the server's memory of {self._pool.max_bytes:,}"
-                self._fail(asker, get.attempt, retryable=False, reason=reason)
+                self._fail(asker, get.attempt, retryable=True, reason=reason)  # another may have more
                 return
             self._builds[name] = build
             known.queue.append(build)
@@ -303,7 +312,7 @@ class Broker(Generic[M]):
     def _begin(self) -> bool:
         """Begin the next build: the oldest request of the client whose turn it is."""
         for client, known in self._clients.items():
-            if not known.queue:
+            if not known.queue or (len(self._clients) > 1 and known.unsent * len(self._clients) > self._pool.max_bytes):
                 continue
             build = known.queue[0]
             build.slot = self._take(build.nbytes)
@@ -384,6 +393,7 @@ class Broker(Generic[M]):
                 skipped=tuple(self._skipped(build, b) for b in build.bad[: limits.SKIPPED]),
             )
             del self._clients[client].open[epoch, batch]
+            self._clients[client].unsent += message.payload_bytes
             self._reply(client, message, build.slot, trailer, build.checksum)
             self.batches_sent += 1
             self.samples_sent += len(build.keys)

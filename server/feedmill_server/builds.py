@@ -6,19 +6,16 @@ Values and records; what becomes of them is decided in `feedmill_server.broker`.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from feedmill_protocol import codec
 from feedmill_protocol.messages import Get, Message
 from feedmill_protocol.spans import Spans
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 __all__ = ["Asker", "Bad", "Build", "BuildName", "M", "Memory", "Pool", "Reply", "Stream", "Work"]
-
-NOTHING: Final = codec.checksum()
 
 
 class Memory(Protocol):
@@ -120,6 +117,6 @@ class Reply(NamedTuple, Generic[M]):
 
     client: bytes
     message: Message
-    slot: M | None = None
-    trailer: bytes = b""
-    checksum: int = NOTHING
+    slot: M | None
+    trailer: bytes
+    checksum: int

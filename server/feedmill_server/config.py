@@ -34,6 +34,9 @@ should be told its name within the 60 s (feedmill.connect's timeout) that they w
 _WORKER_MEMORY: Final = 64 * 1024 * 1024
 """Less is no limit but a mistake: an image of 20 megapixels is as large."""
 
+_INSTEAD: Final = {"preset": "pipeline", "pipeline": "preset"}
+"""Who says the one, on the command line say, does not mean the other, from a file say."""
+
 _LONGEST: Final = 86_400
 """Seconds: a day. Who means "for ever" should say how long that is."""
 
@@ -90,12 +93,15 @@ class ServerConfig:
         values = _read(Path(path)) if path else {}
         streams: dict[str, dict[str, Any]] = values.pop("streams", {})
         named = {k: v for k, v in stream.items() if v is not None}
+        said_here = frozenset(named)
         name = named.pop("name", None) or environ.get("FEEDMILL_STREAM") or "train"
         for key in _keys(StreamConfig):
-            if key not in named and (said := environ.get(f"FEEDMILL_{key.upper()}")):
+            said = environ.get(f"FEEDMILL_{key.upper()}")
+            if said and not said_here & {key, _INSTEAD.get(key)}:
                 named[key] = said.split() if key == "shards" else said
         if named:
-            streams[name] = streams.get(name, {}) | named
+            lower = {k: v for k, v in streams.get(name, {}).items() if _INSTEAD.get(k) not in named}
+            streams[name] = lower | named
         for key in _keys(cls) - {"streams"}:
             if (said := environ.get(f"FEEDMILL_{key.upper()}")) is not None:
                 values[key] = said

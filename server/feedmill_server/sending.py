@@ -17,7 +17,7 @@ __all__ = ["Sender"]
 
 
 class _Sending(NamedTuple):
-    slot: Slot
+    reply: Reply[Slot]
     frames: list[zmq.MessageTracker]
 
 
@@ -39,16 +39,18 @@ class Sender:
             self._send_frames(reply, trackers)
         finally:
             if reply.slot is not None:
-                self._sending.append(_Sending(reply.slot, trackers))
+                self._sending.append(_Sending(reply, trackers))
 
-    def unpin(self) -> None:
-        """Unpin the slots that libzmq needs no more."""
+    def left(self) -> list[Reply[Slot]]:
+        """Return the replies whose slots libzmq needs no more, each once."""
+        left = []
         for _ in range(len(self._sending)):
             sending = self._sending.popleft()
             if all(frame.done for frame in sending.frames):
-                sending.slot.pins -= 1
+                left.append(sending.reply)
             else:
                 self._sending.append(sending)
+        return left
 
     def _send_frames(self, reply: Reply[Slot], trackers: list[zmq.MessageTracker]) -> None:
         send = self._router.send

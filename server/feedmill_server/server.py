@@ -263,7 +263,8 @@ class Server:
         self._poller.register(channel, 0)  # unlike unregister, it may be done twice
 
     def _hand_out(self) -> None:
-        self._sender.unpin()
+        for reply in self._sender.left():
+            self._broker.sent(reply)
         for depth in range(_IN_HAND):
             for number in self._workers.channels:
                 if self._broker.assigned(number) > depth or self._broker.is_tried(number):

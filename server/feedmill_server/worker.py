@@ -14,9 +14,12 @@ import errno
 import math
 import mmap
 import os
+import sysconfig
+import traceback
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -184,5 +187,14 @@ def _live_on(error: BaseException | None) -> None:
 
 
 def _reason(error: Exception) -> str:
+    """Say what went wrong, and in which line of the user's code if it did there."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
+    if theirs:
+        text += f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})"
     return shorten(text, limits.REASON_BYTES)
+
+
+_NOT_THEIRS: Final = (str(Path(__file__).parent), *sysconfig.get_paths().values(), "<")
+"""Where files are that a user has not written: this package, the standard library, and what is installed."""

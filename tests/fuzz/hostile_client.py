@@ -164,8 +164,7 @@ class _Conversation:
             assert codec.decode(header) == reply.message
             assert reply.message.payload_bytes >= len(reply.trailer)
             self.answers[f"{reply.client.decode()} {reply.message.type}"] += 1
-            if reply.slot is not None:
-                reply.slot.pins -= 1
+            self.broker.sent(reply)
         assert sum(slot.nbytes for slot in self.pool.lent) <= MEMORY
         assert all(len(known.open) <= limits.OUTSTANDING for known in self.broker._clients.values())
 

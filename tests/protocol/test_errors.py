@@ -40,6 +40,15 @@ def test_every_error_survives_the_way_between_processes(error: Exception) -> Non
     assert vars(copy) == vars(error)
 
 
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)
+def test_every_error_can_be_made_anew_of_its_text(error: Exception) -> None:
+    """As torch's DataLoader does with those of its workers, which would be a RuntimeError otherwise."""
+    if not isinstance(error, errors.VersionMismatch):  # never reaches a worker: it comes before the first batch
+        copy = type(error)(str(error))
+        assert str(copy) == str(error)
+        assert pickle.loads(pickle.dumps(copy)).args == copy.args  # noqa: S301 - our own bytes
+
+
 @pytest.mark.parametrize(
     ("error", "builtin"),
     [(errors.UsageError, ValueError), (errors.ServerUnavailable, TimeoutError)],

@@ -1103,15 +1103,50 @@ def test_nobody_is_asked_twice_before_it_is_known_what_batches_take() -> None:
     assert not gets(ledger)
 
 
-def test_the_only_server_is_not_asked_twice() -> None:
-    """It would do the same again, later."""
+def test_the_only_server_is_asked_again_after_half_the_timeout() -> None:
+    """Its reply may have been lost, though nothing tells how. Asked sooner it would do the same again, later."""
+    ledger = ready("a")
+    began = at_a_pace(ledger)
+    want(ledger, 0, now=began)
+    first = only_get(ledger, "a")
+    alive(ledger, "a", now=began + TIMEOUT / 2 - 0.1)
+    assert not gets(ledger)
+    alive(ledger, "a", now=began + TIMEOUT / 2)
+    again = only_get(ledger, "a")
+    assert (again.batch, ledger.hedged, ledger.asked_again) == (0, 0, 1)
+    alive(ledger, "a", now=began + TIMEOUT)
+    assert only_get(ledger, "a").attempt > again.attempt > first.attempt
+    assert ledger.received("a", batch_for(first), began + TIMEOUT + 1)
+
+
+def test_a_server_that_leaves_is_not_asked_again() -> None:
+    """What it owes will come, or its connection end."""
     ledger = ready("a")
     began = at_a_pace(ledger)
     want(ledger, 0, now=began)
     gets(ledger)
-    alive(ledger, "a", now=began + 20)
+    ledger.received("a", Drain(), began)
+    alive(ledger, "a", now=began + TIMEOUT / 2)
     assert not gets(ledger)
-    assert ledger.hedged == 0
+
+
+def test_a_process_that_was_stopped_does_not_blame_the_servers() -> None:
+    """The deadline moves by as much."""
+    ledger = ready("a")
+    want(ledger, 0)
+    ledger.stood_still(100.0)
+    ledger.tick(100.0 + TIMEOUT - 0.1)
+    with pytest.raises(ServerUnavailable):
+        ledger.tick(100.0 + TIMEOUT)
+
+
+@pytest.mark.parametrize("message", [Drain(), Pong(progress=7, queue=0), Ping()])
+def test_what_came_damaged_is_not_heeded(message: Message) -> None:
+    """Not even to say that no server may send it."""
+    ledger = ready("a")
+    want(ledger, 0)
+    assert not ledger.received("a", message, 0.1, intact=False)
+    assert ledger.describe() == {"a": "ready"}
 
 
 # Damage.

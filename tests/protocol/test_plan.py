@@ -517,3 +517,12 @@ def test_the_largest_shard_is_planned_exactly() -> None:
     """Indices just below 2^32 come out as they are."""
     plan = Plan([limits.SHARD_SAMPLES], batch_size=10, shuffle=False)
     assert plan.batch(0, len(plan) - 1).tolist() == [[0, limits.SHARD_SAMPLES - 5, limits.SHARD_SAMPLES]]
+
+
+def test_a_window_that_cannot_be_shuffled_is_refused() -> None:
+    """Counts come from the network: a hostile catalog must not exhaust the memory."""
+    counts = [2**32 - 1] * 3
+    with pytest.raises(UsageError, match=r"window=3, run=1: 12,884,901,885 runs might be shuffled together"):
+        Plan(counts, batch_size=4)
+    assert len(Plan(counts, batch_size=4, run=1000)) > 0
+    assert len(Plan(counts, batch_size=4, shuffle=False)) > 0

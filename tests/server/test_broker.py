@@ -27,7 +27,7 @@ from feedmill_protocol.messages import (
     Welcome,
 )
 from feedmill_protocol.tensors import FieldSpec, TensorSpec, offsets
-from feedmill_server.broker import CLIENT_SILENCE, Bad, Broker, Stream, Work
+from feedmill_server.broker import CLIENT_SILENCE, Bad, Broker, Reply, Stream, Work
 
 FIELDS = (FieldSpec("x", "float32", (4,)), FieldSpec("n", "int64", ()))
 COUNTS = np.array([100, 400], np.uint32)
@@ -176,7 +176,7 @@ class Scene:
             if reply.slot is not None:
                 assert isinstance(reply.message, Batch)
                 assert [name(*row) for row in reply.slot.rows if row] == reply.trailer.decode().split("\0")
-                reply.slot.pins -= 1
+            self.broker.sent(reply)
         return sent
 
     def types(self) -> list[tuple[bytes, str]]:
@@ -393,6 +393,29 @@ def test_the_cache_gives_way_to_new_batches_the_least_recently_wanted_first() ->
     assert (scene.broker.cache_hits, scene.pool.used) == (3, 3 * nbytes(16))
 
 
+def test_a_client_that_takes_slowly_leaves_the_others_their_share(scene: Scene) -> None:
+    """Its finished batches hold half of the memory, not all; the other one has its turn for ever."""
+    scene = Scene(memory=nbytes(16) * 8)
+    for number in range(40):
+        scene.get(ANN, number, start=number)
+    scene.get(BOB, 1000, start=50)
+    slow: list[Reply[Memory]] = []
+    for number in range(1001, 1030):
+        scene.finish()
+        quick = [reply for reply in scene.broker.replies if reply.client == BOB]
+        slow += [reply for reply in scene.broker.replies if reply.client == ANN]
+        scene.broker.replies.clear()
+        assert [reply.message.type for reply in quick] == ["BATCH"]
+        for reply in quick:
+            scene.broker.sent(reply)
+        scene.get(BOB, number, start=50 + number - 1000)
+    assert 4 <= len(slow) <= 5
+    for reply in slow:
+        scene.broker.sent(reply)
+    scene.finish()
+    assert {reply.client for reply in scene.broker.replies} == {ANN, BOB}
+
+
 def test_what_is_still_being_sent_keeps_its_memory() -> None:
     """A batch is pinned from the moment it is answered until the service has sent it."""
     scene = Scene(memory=nbytes(16))
@@ -426,7 +449,7 @@ def test_a_batch_that_memory_cannot_hold_fails(scene: Scene) -> None:
     scene.get(ANN, 0, samples=100)
     need, have = nbytes(100), nbytes(16)
     reason = f"a batch of {need:,} bytes exceeds the server's memory of {have:,}"
-    assert scene.sent() == [(ANN, Fail(epoch=2, batch=0, attempt=1, retryable=False, reason=reason))]
+    assert scene.sent() == [(ANN, Fail(epoch=2, batch=0, attempt=1, retryable=True, reason=reason))]
     assert scene.is_clean()
 
 
@@ -937,7 +960,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.scene = Scene(memory=2 * nbytes(40) + nbytes(16))
         self.broker = self.scene.broker
         self.owed: dict[tuple[bytes, int], tuple[int, list[Sample], str]] = {}
-        self.unsent: list[tuple[Memory, list[Sample | None]]] = []
+        self.unsent: list[tuple[Reply[Memory], Memory, list[Sample | None]]] = []
         self.in_hand: dict[int, list[Work[Memory]]] = {worker: [] for worker in WORKERS}
         self.kills: Counter[Sample] = Counter()
         self.attempts = count(1)
@@ -1015,9 +1038,9 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data())
     def send(self, data: st.DataObject) -> None:
         """Send one reply to its end: what is sent is still what the batch was."""
-        slot, rows = self.unsent.pop(data.draw(st.integers(0, len(self.unsent) - 1)))
+        reply, slot, rows = self.unsent.pop(data.draw(st.integers(0, len(self.unsent) - 1)))
         assert slot.rows == rows
-        slot.pins -= 1
+        self.broker.sent(reply)
 
     @rule()
     def settle(self) -> None:
@@ -1027,9 +1050,9 @@ class AnyOrder(RuleBasedStateMachine):
                 self.done(worker)
         while True:
             while self.unsent:
-                slot, rows = self.unsent.pop()
+                reply, slot, rows = self.unsent.pop()
                 assert slot.rows == rows
-                slot.pins -= 1
+                self.broker.sent(reply)
             self.begin(1)
             if not self.in_hand[1]:
                 break
@@ -1057,7 +1080,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert on_error == "skip" or not missing
                 assert all(_is_bad(sample) or self.kills[sample] >= 2 for sample in missing)
                 assert not any(_is_bad(row) for row in rows)
-                self.unsent.append((reply.slot, list(rows)))
+                self.unsent.append((reply, reply.slot, list(rows)))
             elif not message.retryable:
                 assert on_error == "raise"
                 assert any(_is_bad(sample) or self.kills[sample] >= 2 for sample in samples)

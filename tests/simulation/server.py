@@ -219,6 +219,9 @@ class Server:
             reply = replies.popleft()
             self._reached[reply.message.type] += 1
             parcel = Parcel(reply.message, reply.trailer, reply.slot, reply.checksum)
+            if reply.slot is not None:
+                reply.slot.pins += 1  # the parcel's own
+            self.broker.sent(reply)
             if (wire := self.wires.get(reply.client)) is None:
                 parcel.drop()
                 self.broker.forget(reply.client)

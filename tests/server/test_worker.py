@@ -236,7 +236,7 @@ def test_a_sample_that_cannot_be_made_is_reported_and_the_others_are_made(
     assert re.search(r"too many\? \(test_worker.py, line \d+\)$", long)  # where in the user's code
     assert len(long) <= limits.REASON_BYTES
     assert invalid.startswith("ValueError: invalid literal for int()")
-    assert empty == "StopIteration"
+    assert empty.startswith("StopIteration")
     values = block(slot, fields, 7)[0]
     assert [values[2].item(), values[6].item()] == [1, 7]
 

@@ -103,6 +103,7 @@ class _Server:
     welcomed: bool = False
     draining: bool = False
     open: dict[Key, int] = field(default_factory=dict)  # and the attempt
+    asked_at: dict[Key, float] = field(default_factory=dict)  # when it was last asked for a batch
     progress: int | None = None
     pinged: float = -inf
     heard: float = -inf
@@ -129,6 +130,7 @@ class _Server:
             self.got_on_at = now
         self.empty_since = inf
         self.open[batch] = attempt
+        self.asked_at[batch] = now
 
     def doubt(self, limit: float) -> None:
         """Note that it may be taken for stuck if it owes something and has got nothing done since a limit."""
@@ -271,7 +273,7 @@ class Watch:
         known = self._servers.setdefault(server, _Server())
         match message:
             case Get():
-                self._may_ask(outgoing, message, known)
+                self._may_ask(outgoing, message, known, now)
                 self._attempts[message.attempt] = (message.epoch, message.batch), server
                 self._last = max(self._last, message.attempt)
                 known.ask((message.epoch, message.batch), message.attempt, now)
@@ -283,7 +285,7 @@ class Watch:
                 known.pinged = now
                 known.idle_since = min(known.idle_since, now if known.open else inf)
 
-    def _may_ask(self, outgoing: Outgoing, get: Get, known: _Server) -> None:
+    def _may_ask(self, outgoing: Outgoing, get: Get, known: _Server, now: float) -> None:
         server, called = outgoing.server, (get.epoch, get.batch)
         if not known.welcomed:
             raise Violation(f"{get} is asked of {server}, which did not say WELCOME")
@@ -291,11 +293,11 @@ class Watch:
             raise Violation(f"{get} is asked of {server}, which drains")
         if called not in self.wanted:
             raise Violation(f"{get} is asked of {server}, though it is not wanted")
-        if called in known.open:
+        if called in known.open and now < known.asked_at[called] + self._scenario.timeout / 2 - SLACK:
             raise Violation(f"{get} is asked of {server}, where it is open already")
         if get.attempt in self._attempts:
             raise Violation(f"{get} is asked of {server} under an attempt that was made before")
-        if len(known.open) >= self._scenario.outstanding:
+        if called not in known.open and len(known.open) >= self._scenario.outstanding:
             raise Violation(f"{get} is asked of {server} beyond the credit of {self._scenario.outstanding}")
         name = self.wanted[called]
         if (get.spans, outgoing.payload) != (name.spans, name.payload):

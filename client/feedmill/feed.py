@@ -141,7 +141,8 @@ def connect(
         if not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
             raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds")
         ahead = None if prefetch is None else integer("prefetch", prefetch, 1, limits.OUTSTANDING)
-        maker = tensors.Tensors(tensors.device_of(device), tensors.dtype_of(dtype))
+        agreement.device = tensors.device_of(device)
+        maker = tensors.Tensors(agreement.device, tensors.dtype_of(dtype))
         urls = addresses.parse(url)
 
         def open_connection() -> Connection:

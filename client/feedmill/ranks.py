@@ -48,19 +48,20 @@ class Agreement:
     """A block in which all ranks of ``group`` come to an agreement, or none does.
 
     Each calls `reach`; or it leaves the block by an exception, and the others are told. Without a group (None) there
-    is but one rank.
+    is but one rank. They speak over ``device`` if the group's backend does not over the CPU.
     """
 
     def __init__(self, group: tuple[int, int] | None) -> None:
         self.rank, self.world_size = group or (0, 1)
         self._awaited = group is not None
+        self.device = torch.device("cpu")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         if self._awaited and isinstance(error, Exception):
-            _exchange({"error": shorten(str(error), _REASON_BYTES)})
+            _exchange({"error": shorten(str(error), _REASON_BYTES)}, self.device)
 
     def reach(self, terms: Mapping[str, str | int]) -> None:
         """Compare terms with those of all ranks. Raises StreamMismatch, on every rank, unless all have the same.
@@ -70,7 +71,7 @@ class Agreement:
         if not self._awaited:
             return
         self._awaited = False
-        said = _exchange({"terms": dict(terms)})
+        said = _exchange({"terms": dict(terms)}, self.device)
         for rank, theirs in enumerate(said):
             if "error" in theirs:
                 raise StreamMismatch(f"rank {rank} could not open its feed: {theirs['error']}")
@@ -84,16 +85,18 @@ class Agreement:
                 )
 
 
-def _exchange(mine: dict[str, object]) -> list[dict[str, Any]]:
+def _exchange(mine: dict[str, object], preferred: torch.device) -> list[dict[str, Any]]:
     """Return what every rank has said."""
     text = json.dumps(mine).encode().ljust(_BYTES)
-    ours = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(_device())
+    ours = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(_device(preferred))
     everybodys = [torch.empty_like(ours) for _ in range(distributed.get_world_size())]
     distributed.all_gather(everybodys, ours)
     return [json.loads(bytes(said.cpu().numpy())) for said in everybodys]
 
 
-def _device() -> torch.device:
+def _device(preferred: torch.device) -> torch.device:
     """Return where the process group takes tensors from: the CPU, unless its backend is for an accelerator only."""
     backends = dict(pair.split(":") for pair in distributed.get_backend_config().split(","))
-    return torch.device("cpu" if "cpu" in backends else next(iter(backends)))  # the current one of its kind
+    if "cpu" in backends:
+        return torch.device("cpu")
+    return preferred if preferred.type in backends else torch.device(next(iter(backends)))  # the current one

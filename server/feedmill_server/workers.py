@@ -184,7 +184,15 @@ class Workers:
     def restart(self, now: float) -> bool:
         """Start another fork server if one is due; tell whether one was. One that never gets ready is killed."""
         if self._control is None and now >= self._started:
-            self.start(now)
+            try:
+                self.start(now)
+            except OSError as error:  # what there was too little of may have killed the last one
+                if self._control is not None:
+                    self._control.close()
+                self._control = None
+                self._started = now + _PAUSES[-1]
+                _log.error("the fork server cannot be started (%s); trying again in %d s", error.strerror, _PAUSES[-1])
+                return False
             return True
         if self._control and self._process and not self._filled and now >= self._started + LOAD_TIMEOUT:
             _log.error("the fork server was not ready within %g s; killing it", LOAD_TIMEOUT)
@@ -248,8 +256,9 @@ class Workers:
     def look(self, is_busy: Callable[[int], object], now: float) -> list[int]:
         """End the workers that have been at one sample for too long; return those that not even SIGKILL has ended.
 
-        These never run again, but wait in the kernel for a disk. Time in which this process itself stood still does
-        not count: whatever stopped it may have stopped them.
+        These wait in the kernel for a disk, or the fork server does not pass signals on. It is killed, and they with it
+        by the kernel, before they can write another row. Time in which this process itself stood still does not count:
+        whatever stopped it may have stopped them.
         """
         if (elapsed := now - self._looked) < _LOOK_EVERY:
             return []
@@ -268,6 +277,8 @@ class Workers:
             over = worker.stalled - self.timeout
             if over >= 2 * _GRACE:
                 beyond.append(number)
+                if self._process:
+                    self._process.kill()
             elif over >= _GRACE and worker.sent != signal.SIGKILL:
                 self._signal(number, signal.SIGKILL)
             elif over >= 0 and not worker.sent:

@@ -1,6 +1,7 @@
 """The ranks, as far as one process shows them; `tests/integration/test_ranks.py` has several."""
 
 import pytest
+import torch
 from torch import distributed
 
 from feedmill import ranks
@@ -18,12 +19,18 @@ def test_rank_and_world_size_are_those_of_torch_distributed(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("config", "device"),
-    [("cpu:gloo,cuda:gloo", "cpu"), ("cuda:nccl", "cuda"), ("cpu:gloo,cuda:nccl", "cpu"), ("xpu:xccl", "xpu")],
+    ("config", "ours", "device"),
+    [
+        ("cpu:gloo,cuda:gloo", "cuda:1", "cpu"),
+        ("cuda:nccl", "cpu", "cuda"),
+        ("cuda:nccl", "cuda:1", "cuda:1"),
+        ("cpu:gloo,cuda:nccl", "cuda:1", "cpu"),
+        ("xpu:xccl", "cpu", "xpu"),
+    ],
 )
 def test_ranks_speak_on_a_device_that_their_backend_takes(
-    monkeypatch: pytest.MonkeyPatch, config: str, device: str
+    monkeypatch: pytest.MonkeyPatch, config: str, ours: str, device: str
 ) -> None:
-    """NCCL takes nothing from the CPU."""
+    """NCCL takes nothing from the CPU, and of two ranks not from one GPU."""
     monkeypatch.setattr(distributed, "get_backend_config", lambda: config)
-    assert ranks._device().type == device
+    assert ranks._device(torch.device(ours)) == torch.device(device)

@@ -285,3 +285,30 @@ def test_workers_that_cannot_be_started_are_started_later(
     assert caplog.messages == ["no worker can be started (Too many open files); trying again in 1 s"] * 2
     assert workers.replace(0.5) == []
     assert len(workers.replace(1.0)) == 2
+
+
+def test_a_fork_server_that_cannot_be_started_is_started_later(
+    mortal: Workers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What there was too little of may have killed the last one, and passes."""
+
+    def _refuse(now: float) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    mortal.bury_fork_server(0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(mortal, "start", _refuse)
+        assert not mortal.restart(0.0)
+    assert caplog.messages[1] == "the fork server cannot be started (Cannot allocate memory); trying again in 30 s"
+    assert not mortal.restart(29.0)
+    assert mortal.restart(30.0)
+
+
+def test_a_worker_that_no_signal_ends_takes_the_fork_server_along(
+    mortal: Workers, worker: Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be one that passes no signals on; the kernel kills the workers with it, before they write again."""
+    mortal._workers[1].watch.beat()
+    assert look(mortal, 8.0) == [1]
+    assert mortal._process is not None
+    assert mortal._process.wait(5) == -signal.SIGKILL

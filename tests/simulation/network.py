@@ -69,6 +69,7 @@ class Damage(Enum):
 
     HEADER = "nobody knows what it was"
     PAYLOAD = "its payload is wrong"
+    BORDER = "the next message was read as a part of it"
 
 
 CUTS: Final = {Kind.CUT: (Way.OUT, Way.IN), Kind.CUT_OUT: (Way.OUT,), Kind.CUT_IN: (Way.IN,)}
@@ -194,6 +195,7 @@ class Wire:
         self._last = [0.0, 0.0]  # when the last message arrives
         self._loaded: list[Parcel] = []  # under way with a slot
         self._held: tuple[list[Parcel], list[Parcel]] = ([], [])
+        self._torn: list[Parcel | None] = [None, None]  # what waits for the message that it will swallow
         link.wires.append(self)
 
     def send(self, way: Way, parcel: Parcel) -> None:
@@ -214,8 +216,8 @@ class Wire:
     def _carry(self, way: Way, parcel: Parcel, until: float) -> None:
         link = self.link
         if parcel.message is not None and (often := link.worst(Kind.CORRUPT)) and link.random.random() < often:
-            whole = parcel.message.payload_bytes == 0 or link.random.random() < 0.5
-            parcel.damage = Damage.HEADER if whole else Damage.PAYLOAD
+            kinds = [Damage.HEADER, Damage.BORDER] + [Damage.PAYLOAD] * 2 * bool(parcel.message.payload_bytes)
+            parcel.damage = link.random.choice(kinds)
         if parcel.slot is not None:
             self._loaded.append(parcel)
         self.link.clock.at(until, self._arrive, way, parcel)
@@ -259,7 +261,17 @@ class Wire:
     def _deliver(self, way: Way, parcel: Parcel) -> None:
         if parcel.message is None:
             self._end(way)
+        elif torn := self._torn[way]:
+            self._torn[way] = None
+            self._unload_one(parcel)
+            parcel = torn
+        elif parcel.damage is Damage.BORDER:
+            self._torn[way] = parcel
+            return
         self._ends[way].hear(self, parcel)
+        self._unload_one(parcel)
+
+    def _unload_one(self, parcel: Parcel) -> None:
         if parcel.slot is not None and parcel in self._loaded:
             self._loaded.remove(parcel)
             parcel.drop()

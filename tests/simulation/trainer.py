@@ -275,7 +275,7 @@ class Trainer:
         now = self._clock.now
         if self._say:
             self._say(self._name, f"hears {address}: {damage.value if damage else ''}{message}")
-        if damage is Damage.HEADER:
+        if damage in (Damage.HEADER, Damage.BORDER):
             self._watch.garbled(address, now)
             self.ledger.garbled(address, now)
             return

@@ -384,8 +384,9 @@ class Ledger:
             return False
         key = (batch.epoch, batch.batch)
         request = self._requests[key]
-        known.asked.discard(key)
-        request.asked.pop(server, None)
+        if request.asked.get(server) == batch.attempt:  # else it was asked again meanwhile, and that is still open
+            known.asked.discard(key)
+            del request.asked[server]
         if not intact:
             self._waiting.add(key)
             return False

@@ -1117,6 +1117,7 @@ def test_the_only_server_is_asked_again_after_half_the_timeout() -> None:
     alive(ledger, "a", now=began + TIMEOUT)
     assert only_get(ledger, "a").attempt > again.attempt > first.attempt
     assert ledger.received("a", batch_for(first), began + TIMEOUT + 1)
+    assert sent(ledger) == [Cancel(epoch=0, batch=0)]  # of the last one, which would use up credit there
 
 
 def test_a_server_that_leaves_is_not_asked_again() -> None:

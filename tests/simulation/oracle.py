@@ -235,7 +235,7 @@ class Watch:
         if wanted and intact:
             self.forget(called)
             known.damages = 0
-        if wanted or known.open.get(called) == batch.attempt:
+        if known.open.get(called) == batch.attempt:  # else it was asked again meanwhile, and owes another
             known.close(called)
         known.got_on(now)
         return wanted and intact

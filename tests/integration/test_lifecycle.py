@@ -239,7 +239,7 @@ def test_a_host_name_with_several_addresses_is_several_servers(
 def test_a_transform_that_raises_ends_the_iteration_and_names_the_sample(fleet: Fleet) -> None:
     """`on_error="raise"`: shard, key and reason, and the iteration before it is untouched."""
     with feedmill.connect(fleet["two"], "raises", timeout=TIMEOUT) as feed:
-        with pytest.raises(feedmill.SampleError, match=r"ValueError: thirteen brings bad luck (pipelines.py, line 35)") as raised:
+        with pytest.raises(feedmill.SampleError, match=r"ValueError: thirteen brings bad luck") as raised:
             list(feed.batches())
         assert (raised.value.shard, raised.value.key) == ("numbers-0.tar", "013")
 

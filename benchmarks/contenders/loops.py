@@ -58,7 +58,7 @@ def regions(given: Samples) -> Iterator[tuple[bytes, jpeg.Region]]:
     crop = RandomResizedCrop(contest.SIDE)
     for shard, index, seed in given.names:
         opened = given.mill.store.open(shard)
-        data = bytes(opened.read(*opened.index.members(index)["jpg"]))
+        data = opened.read(*opened.index.members(index)["jpg"])
         width, height = given.backend.size(data)
         seed_generators(seed)
         canvas = torch.zeros((1, 1, 1), dtype=torch.uint8).expand(1, height, width)

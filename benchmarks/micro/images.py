@@ -13,6 +13,7 @@ from feedmill_protocol.errors import PipelineError
 from feedmill_protocol.tensors import FieldSpec
 from feedmill_server import jpeg
 from feedmill_server.randomness import seed_generators
+from feedmill_server.shards import Shard
 
 from .timing import microseconds
 
@@ -44,9 +45,9 @@ def main() -> None:
     contest.say(**found, **_finishing(given))
 
 
-def _read(shard: object, index: int) -> None:
-    for place in shard.index.members(index).values():  # type: ignore[attr-defined]
-        bytes(shard.read(*place))  # type: ignore[attr-defined]
+def _read(shard: Shard, index: int) -> None:
+    for place in shard.index.members(index).values():
+        shard.read(*place)
 
 
 def _resize(pixels: torch.Tensor) -> torch.Tensor:

@@ -211,6 +211,8 @@ class Connection:
     # The thread's side.
 
     def _run(self) -> None:
+        with suppress(OSError):  # not everywhere allowed, and only for speed
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # libzmq's threads, begun here, inherit it
         try:
             self._poller.register(self._wake_reader, zmq.POLLIN)
             self._resolve({url: url.resolve() for url in self._urls if url.fixed})
@@ -384,13 +386,13 @@ class Connection:
         # The ledger says first whether this was asked for: only then is there memory for it.
         block = self._allocate(message.payload_bytes if self._ledger.wants(endpoint, message) else 0)
         payload = memoryview(block.numpy())  # type: ignore[arg-type] # numpy is a buffer since 3.12
-        received = _read(socket, payload)
+        received, found = _read(socket, payload)
         if received != message.payload_bytes:  # frames have changed hands: who knows what else has come
             said = f"a payload of {received} bytes, where {message.payload_bytes} were announced"
             _log.warning("%s: %s: %s; asking again for what was asked of it", endpoint, message.type, said)
             self._ledger.garbled(endpoint, time.monotonic())
             return
-        intact = not payload or codec.checksum(payload) == checksum
+        intact = not payload or found == checksum
         if not intact:
             _log.warning("%s: %s: the checksum of its payload is wrong; asking again", endpoint, message.type)
         if not self._ledger.received(endpoint, message, time.monotonic(), intact=intact):
@@ -407,13 +409,16 @@ class Connection:
                 self._lock.notify_all()
 
 
-def _read(socket: zmq.Socket[bytes], payload: memoryview) -> int:
-    """Receive what is left of a message into memory; return how long it was, whether or not there was room."""
+def _read(socket: zmq.Socket[bytes], payload: memoryview) -> tuple[int, int]:
+    """Receive what is left of a message into memory; return its length, whether or not there was room, and checksum."""
     received = 0
+    checksum = codec.Checksum()
     while socket.get(zmq.RCVMORE):
-        room = payload[received:] if received < len(payload) else memoryview(bytearray(1))
-        received += socket.recv_into(room, flags=zmq.NOBLOCK)  # the frame's length, room or no room
-    return received
+        room = payload[received:] or memoryview(bytearray(1))
+        size = socket.recv_into(room, flags=zmq.NOBLOCK)  # the frame's length, room or no room
+        checksum.update(room[:size])  # while it is in the cache
+        received += size
+    return received, checksum.intdigest()
 
 
 def _keys(endpoint: str, message: Batch, payload: memoryview) -> bytes:

@@ -69,6 +69,10 @@ def decode(header: bytes | memoryview) -> Message:
     return message  # type: ignore[no-any-return]
 
 
+Checksum: Final = xxhash.xxh3_64
+"""`checksum` of a payload that comes piece by piece."""
+
+
 def checksum(*payload: bytes | memoryview) -> int:
     """Return the XXH3-64 of a payload, which may be in pieces. It tells damage, not malice."""
     hasher = xxhash.xxh3_64()

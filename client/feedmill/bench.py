@@ -167,13 +167,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="samples in a batch (default: the stream's)")
     parser.add_argument("--prefetch", type=int, metavar="N", help="batches asked for ahead (default: as in training)")
     parser.add_argument("--order", choices=("plan", "arrival"), default="plan", help="default: %(default)s")
+    parser.add_argument("--keys", metavar="DIR", help="folder with our keys, for servers that have keys")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     seconds = _SECONDS if args.batches is None and args.seconds is None else args.seconds
-    with connect(args.urls, args.stream, batch_size=args.batch_size, prefetch=args.prefetch, order=args.order) as feed:
+    options = {"batch_size": args.batch_size, "prefetch": args.prefetch, "order": args.order, "keys": args.keys}
+    with connect(args.urls, args.stream, **options) as feed:
         report = measure(feed, batches=args.batches, seconds=seconds)
     sys.stdout.write((_as_json(report) if args.json else describe(report)) + "\n")
     return 0

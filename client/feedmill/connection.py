@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from math import inf
+from operator import or_
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -33,6 +35,7 @@ from feedmill_protocol.ledger import Key, Ledger, Outgoing
 from feedmill_protocol.messages import Batch, Get, Message, Welcome
 
 from .addresses import Url
+from .keys import Keys
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +73,13 @@ _HEARTBEAT_MS: Final = (2_500, 15_000)
 """How often libzmq asks for a sign of life, and after which silence it makes the connection anew. Any frame is one: a
 healthy link takes no 15 s for FRAME_BYTES, and one whose bytes have lost their order never ends a frame again."""
 
+_REFUSALS: Final[dict[int, str]] = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "does not know our key; put it into its folder of authorized clients",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no connection: one side has keys, and the other has none, or other ones",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "no connection: one side has keys, and the other has none, or other ones",
+}
+"""What libzmq says of a server that is there, and does not talk to us."""
+
 _COUNTERS: Final = ("asked_again", "hedged", "duplicates", "damaged")
 
 _log = logging.getLogger("feedmill")
@@ -91,22 +101,33 @@ class _Peer:
     monitor: zmq.Socket[bytes]
     backlog: deque[Outgoing] = field(default_factory=deque)
     lost_at: float = inf  # when the connection was lost, until libzmq tries again
+    connected: bool = False
+    refusal: str = ""  # why not, if libzmq has said so
 
 
 class Connection:
     """The servers behind ``urls``, in a thread of its own. ``allocate`` makes room for a block of so many bytes.
 
+    With ``keys``, connections are encrypted, and made to nobody who does not hold the server's.
+
     Everything that waits raises the error that ended the connection, if one did.
     """
 
     def __init__(
-        self, urls: Sequence[Url], stream: str, *, timeout: float, allocate: "Callable[[int], torch.Tensor]"
+        self,
+        urls: Sequence[Url],
+        stream: str,
+        *,
+        timeout: float,
+        allocate: "Callable[[int], torch.Tensor]",
+        keys: Keys | None = None,
     ) -> None:
         self.pid = os.getpid()
         self.contract: Welcome | None = None
         self.counts: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
         self._urls = urls
         self._allocate = allocate
+        self._keys = keys
         self._ledger = Ledger(stream, timeout=timeout, now=time.monotonic())
         self._resolved: dict[Url, frozenset[str]] = {}
         self._peers: dict[str, _Peer] = {}
@@ -222,7 +243,7 @@ class Connection:
             unresolved = {
                 url.text: "does not resolve" for url in self._urls if not (url.fixed or self._resolved.get(url))
             }
-            self._fail(ServerUnavailable(error.timeout, error.servers | unresolved))
+            self._fail(ServerUnavailable(error.timeout, error.servers | self._refusals() | unresolved))
         except FeedmillError as error:
             self._fail(error)
         except BaseException as error:
@@ -254,11 +275,15 @@ class Connection:
             if now >= peer.lost_at + _GIVEN_UP:
                 self._close(endpoint)
                 self._connect(endpoint)
+                self._peers[endpoint].refusal = peer.refusal  # until it is known better
         self._ledger.tick(time.monotonic())  # after reading: what waits to be read is no silence
         self._send()
         with self._lock:
-            self._servers = self._ledger.describe()
+            self._servers = self._ledger.describe() | self._refusals()
             self._counters = {name: getattr(self._ledger, name) for name in _COUNTERS}
+
+    def _refusals(self) -> dict[str, str]:
+        return {endpoint: peer.refusal for endpoint, peer in self._peers.items() if peer.refusal}
 
     def _fail(self, error: FeedmillError) -> None:
         with self._lock:
@@ -314,8 +339,11 @@ class Connection:
         socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_MS[1])
         socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
         socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
-        monitor = socket.get_monitor_socket(events)
+        if self._keys is not None:
+            self._keys.secure(socket)
+        monitor = socket.get_monitor_socket(
+            reduce(or_, _REFUSALS, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
+        )
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
         self._peers[endpoint] = _Peer(socket, monitor)
@@ -342,10 +370,17 @@ class Connection:
         while peer.monitor.poll(0):
             event = parse_monitor_message(peer.monitor.recv_multipart())["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                peer.lost_at = inf
+                peer.connected, peer.lost_at, peer.refusal = True, inf, ""
                 self._ledger.connected(endpoint, time.monotonic())
+            elif event in _REFUSALS:
+                if not peer.refusal:
+                    _log.warning("%s: %s", endpoint, _REFUSALS[event])
+                peer.refusal = _REFUSALS[event]
+                peer.lost_at = time.monotonic()
             elif event == zmq.EVENT_DISCONNECTED:
-                _log.warning("lost the connection to %s; what was asked of it is asked elsewhere", endpoint)
+                if peer.connected:
+                    _log.warning("lost the connection to %s; what was asked of it is asked elsewhere", endpoint)
+                peer.connected = False
                 peer.backlog.clear()
                 peer.lost_at = time.monotonic()
                 self._ledger.disconnected(endpoint)

@@ -25,8 +25,11 @@ from feedmill_protocol.tensors import FieldSpec
 from . import addresses, state
 from .connection import Connection
 from .course import Course, Place
+from .keys import load
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from .tensors import Tensors
@@ -107,6 +110,7 @@ def connect(
     device: "str | torch.device" = "cpu",
     dtype: "torch.dtype | None" = None,
     timeout: float = 60.0,
+    keys: "str | Path | None" = None,
 ) -> "Feed":
     """Open a feed of batches from servers.
 
@@ -124,6 +128,9 @@ def connect(
     Pictures whose pipeline ends in "to tensor" and "normalise" travel as bytes and are finished on the device: NCHW in
     channels_last memory, as ``dtype`` (float32, bfloat16 or float16). ``torch.uint8`` hands them out unfinished, and
     `Feed.finish` does the rest later.
+
+    ``keys`` is a folder with ``client.key_secret`` and ``server.key`` as `feedmill keygen` makes them, for servers that
+    have keys: traffic is encrypted, and nobody else is talked to.
 
     Waits for the first server. Raises ServerUnavailable when none makes progress for ``timeout`` seconds, here and
     later; StreamMismatch when servers do not have the stream, or servers or ranks do not have the same; UsageError for
@@ -144,9 +151,10 @@ def connect(
         agreement.device = tensors.device_of(device)
         maker = tensors.Tensors(agreement.device, tensors.dtype_of(dtype))
         urls = addresses.parse(url)
+        pair = None if keys is None else load(keys)
 
         def open_connection() -> Connection:
-            return Connection(urls, stream or "", timeout=timeout, allocate=maker.allocate)
+            return Connection(urls, stream or "", timeout=timeout, allocate=maker.allocate, keys=pair)
 
         connection = open_connection()
         try:

@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--bind", metavar="URL", help="where to listen (default: tcp://127.0.0.1:7880; port * finds one)"
     )
+    server.add_argument("--keys", metavar="DIR", help="folder with server.key_secret: encrypt, and know who connects")
+    server.add_argument(
+        "--authorized-clients", metavar="DIR", help="folder with the *.key of those who may connect (default: --keys)"
+    )
     server.add_argument("--insecure", action="store_true", default=None, help="allow anybody beyond this machine")
     server.add_argument("--workers", metavar="N", help="worker processes (default: one for each core)")
     server.add_argument("--memory", metavar="SIZE", help="shared memory for batches and their cache (default: 1GiB)")

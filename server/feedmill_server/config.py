@@ -78,6 +78,10 @@ class ServerConfig:
     """Seconds that a worker may take for a sample, before it is taken to hang and is ended."""
     worker_memory: int | None = None
     """Bytes that a worker may take beyond what it is born with; None: what there is."""
+    keys: str = ""
+    """Folder with the server's keys (server.key_secret); empty to let everybody connect, unencrypted."""
+    authorized_clients: str = ""
+    """Folder with the public keys (*.key) of those who may connect; empty for the folder of ``keys``."""
     insecure: bool = False
     """Listen beyond this machine though anybody may connect."""
     streams: Mapping[str, StreamConfig] = field(default_factory=dict)
@@ -117,7 +121,12 @@ class ServerConfig:
         """Return this configuration with what depends on the machine filled in. Raises UsageError."""
         if not self.streams:
             raise UsageError("nothing to serve: give SHARDS and --preset or --pipeline, or --config FILE.toml")
-        _check_bind(self.bind, insecure=self.insecure)
+        if self.authorized_clients and not self.keys:
+            raise UsageError(
+                f"authorized_clients={self.authorized_clients!r}: without keys there is no telling who comes; "
+                "give the folder of the server's keys, too (--keys)"
+            )
+        _check_bind(self.bind, insecure=self.insecure or bool(self.keys))
         if not self.name.isprintable():
             raise UsageError(f"name={self.name!r}: a name is printable text")
         if len(self.name.encode()) > limits.NAME_BYTES:
@@ -152,9 +161,8 @@ def _read(path: Path) -> dict[str, Any]:
             stream["shards"] = [_beside(path, shard) for shard in shards]
         if isinstance(pipeline := stream.get("pipeline"), str) and ".py:" in pipeline:
             stream["pipeline"] = _beside(path, pipeline)
-    if values.get("cache"):
-        values["cache"] = _beside(path, values["cache"])
-    return values
+    folders = [key for key in ("cache", "keys", "authorized_clients") if values.get(key)]
+    return values | {key: _beside(path, values[key]) for key in folders}
 
 
 def _beside(path: Path, given: Any) -> Any:
@@ -278,5 +286,6 @@ def _check_bind(bind: str, *, insecure: bool) -> None:
     if not local and not insecure:
         raise UsageError(
             f"bind={bind!r}: anybody who reaches this address could use the server; "
-            "listen on 127.0.0.1, or say --insecure on a network that you trust"
+            "listen on 127.0.0.1, give --keys ('feedmill keygen' makes some), "
+            "or say --insecure on a network that you trust"
         )

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, Self
 
 import zmq
@@ -23,6 +24,7 @@ from .broker import CLIENT_SILENCE, Bad, Broker, Work
 from .channel import Channel, ChannelClosed
 from .complaints import Complaints
 from .config import PRESETS, ServerConfig
+from .gate import Gate
 from .preparation import Served, check_memory, prepare
 from .sending import Sender
 from .slots import MAX_SLOTS, Slot, SlotPool
@@ -76,6 +78,7 @@ class Server:
         self._workers = Workers(
             config.workers, pipelines, config.jpeg, timeout=config.sample_timeout, memory=config.worker_memory
         )
+        self._gate = _gate(config)
         self._pool = SlotPool(config.memory)
         self._socket = context.socket(zmq.ROUTER)
         self._poller = zmq.Poller()
@@ -93,6 +96,8 @@ class Server:
         """Let go of everything, within a second."""
         self._workers.close()
         self._socket.close(linger=_LINGER_MS)
+        if self._gate is not None:
+            self._gate.close()
 
     def prepare(self) -> None:
         """Do everything that comes before the first client. Raises FeedmillError for what cannot be served."""
@@ -120,6 +125,8 @@ class Server:
         # Over ipc there is no such thing; but there a stopped client can be seen, and killed, on the same machine.
         router.set(zmq.TCP_MAXRT, round(CLIENT_SILENCE * 1000))
         router.set(zmq.IPV6, "[" in self.config.bind)
+        if self._gate is not None:
+            self._gate.open(router.context).secure(router)
         url = self.config.bind
         if _somebody_listens(url):
             raise UsageError(f"cannot listen on {url}: {os.strerror(zmq.EADDRINUSE)}; choose another with --bind")
@@ -324,6 +331,12 @@ class _Report:
 
     def total(self) -> str:
         return f"{self._broker.batches_sent} batches, {self._broker.samples_sent} samples sent"
+
+
+def _gate(config: ServerConfig) -> Gate | None:
+    if not config.keys:
+        return None
+    return Gate(Path(config.keys).expanduser(), Path(config.authorized_clients or config.keys).expanduser())
 
 
 def _somebody_listens(url: str) -> bool:

@@ -213,14 +213,24 @@ def test_this_machine_may_always_connect(bind: str) -> None:
     ],
 )
 def test_others_may_connect_only_if_that_was_said(bind: str) -> None:
-    """The refusal names the address, what it would mean, and both remedies."""
+    """The refusal names the address, what it would mean, and all remedies."""
     assert merge({"bind": bind, "insecure": True}).bind == bind
+    assert merge({"bind": bind, "keys": "folder"}).bind == bind
     with pytest.raises(UsageError) as caught:
         merge({"bind": bind})
     assert str(caught.value) == (
         f"bind={bind!r}: anybody who reaches this address could use the server; "
-        "listen on 127.0.0.1, or say --insecure on a network that you trust"
+        "listen on 127.0.0.1, give --keys ('feedmill keygen' makes some), or say --insecure on a network that you trust"
     )
+
+
+def test_guests_without_keys_are_an_error(tmp_path: Path) -> None:
+    """There would be nobody to refuse."""
+    with pytest.raises(UsageError, match=r"^authorized_clients='a': without keys there is no telling who comes; "):
+        merge({"authorized_clients": "a"})
+    text = "keys = 'k'\nauthorized_clients = '/a'"
+    config = merge(toml(tmp_path, text))
+    assert (config.keys, config.authorized_clients) == (str(tmp_path / "k"), "/a")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +297,7 @@ def test_a_stream_that_cannot_be_served_is_an_error(stream: dict[str, Any], says
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("wokers = 3", r"there is no option 'wokers'; options are bind, cache, cache_bytes, .*, workers$"),
+        ("wokers = 3", r"there is no option 'wokers'; options are authorized_clients, bind, cache, .*, workers$"),
         ("streams = 3", r"streams must be tables, like \[streams.train\]$"),
         ("[streams]\ntrain = 3", "streams.train must be a table$"),
         ("[streams.a]\nshard = 'x'", r", \[streams.a\]: there is no option 'shard'; options are batch_size, "),

@@ -99,7 +99,7 @@ class Broker(Generic[M]):
             case Cancel():
                 self._cancel(client, known, (message.epoch, message.batch))
             case Ping():
-                self._reply(client, Pong(progress=self.parts_done, queue=self.queued))
+                self._reply(client, Pong(progress=self.parts_done, queue=self.queued + self._in_hand))
             case _:
                 raise ProtocolError(f"{message.type} is no message from a client")
 
@@ -254,6 +254,10 @@ class Broker(Generic[M]):
                     return work
             if not self._begin():
                 return None
+
+    @property
+    def _in_hand(self) -> int:
+        return sum(map(len, self._assigned.values()))
 
     def assigned(self, worker: int) -> int:
         """How many parts a worker has in hand."""

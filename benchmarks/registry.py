@@ -68,6 +68,14 @@ CONTENDERS: Final = (
     Contender(
         "feedmill-cached:uint8", "contenders.cached", "feedmill, from the server's cache", "uint8", competes=False
     ),
+    Contender(
+        "feedmill-cached-keys:uint8",
+        "contenders.cached",
+        "the same, encrypted (`--keys`)",
+        "uint8",
+        "keys",
+        competes=False,
+    ),
     Contender("raw-zmq", "contenders.raw_zmq", "bare pyzmq, the same frames", "uint8", competes=False),
     Contender("service-costs", "contenders.service_costs", competes=False),
     Contender("micro-images", "micro.images", competes=False),

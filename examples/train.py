@@ -41,9 +41,7 @@ def main() -> None:
                 loss.backward()
                 optimizer.step()
                 total += loss.item()
-            stats = feed.stats()
-            waited = stats.waited / stats.elapsed
-            print(f"epoch {epoch}: loss {total / len(feed):.3f}; {waited:.0%} of the time went into waiting for data")
+            print(f"epoch {epoch}: loss {total / len(feed):.3f}; {feed.stats().verdict}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,10 @@ __all__ = ["main"]
 _COMMANDS: Final = {
     "serve": ("feedmill_server.cli", "serve batches of augmented samples from shards"),
     "bench": ("feedmill.bench", "iterate over a server's batches and say how fast they come"),
+    "monitor": ("feedmill.monitor", "watch how fast batches come, and from which servers"),
+    "show": ("feedmill.show", "draw a batch as a contact sheet"),
+    "stat": ("feedmill.stat", "describe the numbers in a stream, field by field"),
+    "shards": ("feedmill_server.shards_cli", "look into shards: info, cat, extract"),
     "demo": ("feedmill.demo", "make pictures, serve them from two servers, and train on them"),
 }
 """Subcommands: the module that has its `add_arguments` and `run`, and what it does. A module is imported when its

@@ -7,6 +7,7 @@ in the histogram.
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -39,12 +40,14 @@ class Moments:
         """Add finite numbers.
 
         Pieces are merged as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
-        sample variances" (1979): no large sums are subtracted, so a large mean costs no digits.
+        sample variances" (1979): no large sums are subtracted, so a large mean costs few digits. Mean and deviation of
+        numbers beyond 1e150 or so are infinite or NaN.
         """
         if not values.size:
             return
-        mean = float(values.mean())
-        squares = float(np.square(values - mean).sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = float(values.mean())
+            squares = float(np.square(values - mean).sum())
         total = self.count + values.size
         apart = mean - self.mean
         self.squares += squares + apart * apart * self.count * values.size / total
@@ -87,11 +90,9 @@ class Histogram:
         if not self.counts:
             return 0.0, 1.0, []
         first, last = min(self.counts), max(self.counts)
-        return (
-            math.ldexp(first, self.exponent),
-            math.ldexp(1.0, self.exponent),
-            [self.counts[k] for k in range(first, last + 1)],
-        )
+        width = 2.0**self.exponent
+        start = max(first * width, -sys.float_info.max)  # the edge below the least float is infinite
+        return start, width, [self.counts[k] for k in range(first, last + 1)]
 
     def _widen(self) -> None:
         """Choose the narrowest bins that hold everything so far, and bring what was counted into them."""

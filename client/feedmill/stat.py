@@ -6,6 +6,7 @@ The numbers are those that a trainer gets: pictures are finished first.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from itertools import islice
@@ -77,12 +78,16 @@ class Field:
             "count": self.distribution.count,
             "nan": self.distribution.nan,
             "infinite": self.distribution.infinite,
-            "min": moments.low if moments.count else None,
-            "max": moments.high if moments.count else None,
-            "mean": moments.mean if moments.count else None,
-            "std": moments.std if moments.count else None,
+            "min": _finite(moments.low),
+            "max": _finite(moments.high),
+            "mean": _finite(moments.mean) if moments.count else None,
+            "std": _finite(moments.std),
             "histogram": {"start": start, "width": width, "counts": counts},
         }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _numbers(piece: torch.Tensor) -> NDArray[np.float64]:

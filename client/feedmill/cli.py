@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except FeedmillError as error:
         line = " ".join(str(error).split())  # what a user's code raises may have several
+        # Nor is it for names out of a shard to move the cursor.
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
         print(f"feedmill: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -5,7 +5,6 @@ there already is touched unless that is asked for. Shards hold no links (`feedmi
 ``..`` and is not absolute could only leave by a link that was in the folder before; those are not followed.
 """
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -52,14 +51,14 @@ def _target(shard: str, name: str, folder: Path) -> Path:
         )
     for part in folders:
         folder /= part
-        if folder.is_symlink():
-            raise UsageError(f"{folder} is a link, and may lead anywhere; remove it, or extract to another folder")
         _make(folder)
     return folder / base
 
 
 def _make(folder: Path) -> None:
     try:
+        if folder.is_symlink():
+            raise UsageError(f"{folder} is a link, and may lead anywhere; remove it, or extract to another folder")
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {folder}: {error.strerror or error}") from error
@@ -74,7 +73,7 @@ def _write(target: Path, data: bytes, *, force: bool) -> None:
                 file.write(data)
                 file.flush()
             except BaseException:
-                os.unlink(target)  # noqa: PTH108
+                target.unlink()
                 raise
     except FileExistsError:
         raise UsageError(f"{target} exists; --force replaces it") from None

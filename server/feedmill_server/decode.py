@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from feedmill_protocol import tenbin
 from feedmill_protocol.errors import UsageError
 
 __all__ = [
@@ -115,6 +116,12 @@ def _array(data: bytes) -> Any:
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
+def _arrays(data: bytes) -> Any:
+    """Return the array of a ``.ten`` member, or the tuple of its arrays if it has several or none."""
+    arrays, _ = tenbin.loads(data)
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+
 _NATURAL: Final[dict[str, Callable[[bytes], Any]]] = {
     "cls": _integer,
     "cls2": _integer,
@@ -128,6 +135,7 @@ _NATURAL: Final[dict[str, Callable[[bytes], Any]]] = {
     "json": json.loads,
     "jsn": json.loads,
     "npy": _array,
+    "ten": _arrays,
 }
 
 

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from .converters import tonumpy, totorch
     from .dataset import FeedDataset
     from .multiwebloader import MultiWebLoader
+    from .tensorcom import Connection, publish
     from .webloader import WebLoader
 
 __all__ = [
     "Batch",
+    "Connection",
     "DataError",
     "Feed",
     "FeedDataset",
@@ -47,6 +49,7 @@ __all__ = [
     "VersionMismatch",
     "WebLoader",
     "connect",
+    "publish",
     "tonumpy",
     "totorch",
 ]
@@ -55,9 +58,11 @@ __version__ = "0.1.0"
 
 
 _LATER: Final = {
+    "Connection": "tensorcom",
     "FeedDataset": "dataset",  # a subclass of torch's, and torch takes seconds to import
     "MultiWebLoader": "multiwebloader",
     "WebLoader": "webloader",
+    "publish": "tensorcom",
     "tonumpy": "converters",
     "totorch": "converters",
 }

@@ -13,6 +13,7 @@ __all__ = ["main"]
 _COMMANDS: Final = {
     "serve": ("feedmill_server.cli", "serve batches of augmented samples from shards"),
     "bench": ("feedmill.bench", "iterate over a server's batches and say how fast they come"),
+    "bridge": ("feedmill.bridge", "send a server's batches on to clients that speak tensorcom"),
     "demo": ("feedmill.demo", "make pictures, serve them from two servers, and train on them"),
 }
 """Subcommands: the module that has its `add_arguments` and `run`, and what it does. A module is imported when its

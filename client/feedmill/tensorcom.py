@@ -37,8 +37,6 @@ _log = logging.getLogger(__name__)
 _SOCKETS: Final = {"push": zmq.PUSH, "pull": zmq.PULL, "pub": zmq.XPUB, "sub": zmq.SUB}
 """XPUB is a PUB that hears of its subscribers."""
 
-_SENDERS: Final = frozenset({"push", "pub"})
-
 _HWM: Final = 16
 """Batches that may wait at each end of a connection. tensorcom leaves libzmq's 1,000, which may be 38 GB."""
 
@@ -90,7 +88,7 @@ class Connection:
     what ``len`` says and means nothing else. ``raw`` hands out the frames as they came, as bytes. ``infos`` are short
     texts, one for each array: those to send; read, those that must come, or True for a pair of arrays and infos.
 
-    Sending: ``allow64`` lets 64-bit numbers through, ``multipart=False`` makes one frame of a batch (readers take both).
+    Sending: ``allow64`` lets 64-bit numbers through, ``multipart=False`` makes a batch one frame; reading takes both.
     Both ends hold at most ``hwm`` batches that wait. ``report`` writes rates to the log, every so many samples.
 
     Waits raise ServerUnavailable after ``timeout`` seconds; None waits for ever, as a server does for its first reader.
@@ -117,7 +115,7 @@ class Connection:
         timeout: float | None = 60.0,
     ) -> None:
         self._urls = zurl.parse(url, expand=not noexpand)
-        self._sends = self._urls[0].kind in _SENDERS
+        self._sends = self._urls[0].sends
         self._epoch = integer("epoch", epoch, 0, limits.INT63)
         self._total = _or_none("total", total)
         self._report = _or_none("report", report)
@@ -144,7 +142,6 @@ class Connection:
         socket.set(zmq.SNDHWM, hwm)
         socket.set(zmq.RCVHWM, hwm)
         socket.set(zmq.MAXMSGSIZE, limits.BLOCK_BYTES)
-        socket.set(zmq.IPV6, 1)
         if self._sends:
             socket.set(zmq.IMMEDIATE, 1)  # nothing is queued for a reader that is not there
         else:
@@ -153,8 +150,9 @@ class Connection:
             socket.set(option, value)
         if self._urls[0].kind == "sub":
             socket.set(zmq.SUBSCRIBE, b"")
-        self.endpoints = []
+        self.endpoints: list[str] = []
         for url in self._urls:
+            socket.set(zmq.IPV6, not url.bind or "[" in url.endpoint)  # names may have such addresses
             try:
                 (socket.bind if url.bind else socket.connect)(url.endpoint)
             except zmq.ZMQError as error:

@@ -38,6 +38,11 @@ class Zurl:
     bind: bool
     endpoint: str
 
+    @property
+    def sends(self) -> bool:
+        """Whether this end sends."""
+        return self.kind in {"push", "pub"}
+
 
 def is_zurl(text: str) -> bool:
     """Tell whether a URL is one of tensorcom's, by its scheme."""

@@ -40,6 +40,7 @@ def test_the_public_names_are_these() -> None:
     """What is added here is promised for good; what is missing breaks somebody."""
     assert feedmill.__all__ == [
         "Batch",
+        "Connection",
         "DataError",
         "Feed",
         "FeedDataset",
@@ -54,6 +55,7 @@ def test_the_public_names_are_these() -> None:
         "UsageError",
         "VersionMismatch",
         "connect",
+        "publish",
     ]
 
 

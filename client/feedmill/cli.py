@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "show": ("feedmill.show", "draw a batch as a contact sheet"),
     "stat": ("feedmill.stat", "describe the numbers in a stream, field by field"),
     "shards": ("feedmill_server.shards_cli", "look into shards: info, cat, extract"),
+    "bridge": ("feedmill.bridge", "send a server's batches on to clients that speak tensorcom"),
     "demo": ("feedmill.demo", "make pictures, serve them from two servers, and train on them"),
 }
 """Subcommands: the module that has its `add_arguments` and `run`, and what it does. A module is imported when its

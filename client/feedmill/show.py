@@ -48,13 +48,12 @@ class Exhibit:
         return f"{count} picture{'s' * (count > 1)} of {self.fields}"
 
 
-def exhibit(seen: Seen, names: Sequence[str], classes: Sequence[str], count: int) -> Exhibit:
+def exhibit(seen: Seen, classes: Sequence[str], count: int) -> Exhibit:
     """Choose what to show of a batch: all its pictures, up to ``count`` samples, captioned by labels or else by keys.
 
     Raises `UsageError` where it has no pictures.
     """
-    names = [*names, *map(str, range(len(names), len(seen.tensors)))]
-    named = [(name, tensor[:count]) for name, tensor in zip(names, seen.tensors, strict=True) if tensor.ndim]
+    named = [(name, tensor[:count]) for name, tensor in zip(seen.names, seen.tensors, strict=True) if tensor.ndim]
     pictures = [(name, tensor) for name, tensor in named if is_picture(tensor)]
     if not pictures:
         shapes = ", ".join(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in named)
@@ -95,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--columns {columns} and --count {count}: show 1 at least")
     classes = [] if args.classes is None else _read_classes(args.classes)
     with open_source(args, batch_size=count, seed=args.seed, shuffle=not args.no_shuffle) as source:
-        shown = exhibit(next(source.batches()), source.names, classes, count)
+        shown = exhibit(next(source.batches()), classes, count)
     if args.terminal:
         lines = half_blocks(shown.images, shown.captions, width=width, columns=columns)
         sys.stdout.write("\n".join([*lines, str(shown)]) + "\n")

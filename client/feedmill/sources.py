@@ -1,7 +1,8 @@
-"""What the tools look at: batches of feeds in the one form that monitor, show and stat need.
+"""What the tools look at: batches of feeds and of tensorcom's sockets, in the one form that monitor, show and stat need.
 
-The rule of this file: looking takes nothing from a training but the servers' time. A tool has a feed of its own, which
-gets batches made for it alone, asks for few ahead, and leaves as soon as it has seen enough.
+The rule of this file: what a look costs depends on the URL, and the help says so. A feed is opened for the tool alone,
+and takes nothing from a training but the servers' time; ``zsub`` gets a copy of what is published; what ``zpull`` gets,
+nobody else does. Names and keys come from the other side, and may be printed: they hold no control characters.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from feedmill_protocol.errors import UsageError
 
+from . import zurl
 from .feed import Feed, connect
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["FeedSource", "Seen", "Source", "add_source_arguments", "endless", "open_source"]
+__all__ = ["FeedSource", "Seen", "Source", "TensorcomSource", "add_source_arguments", "endless", "open_source"]
 
 _TIMEOUT: Final = 10.0
 """Seconds. A tool is asked by somebody who waits: less than a trainer's minute."""
@@ -29,9 +31,13 @@ _Batch_co = TypeVar("_Batch_co", covariant=True)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """A batch: its ``tensors``, [N, …] each, the ``keys`` of its samples if the stream tells, and who sent it."""
+    """A batch: its ``tensors``, [N, …] each, their ``names``, the ``keys`` of the samples, and who sent it.
+
+    Streams that do not tell names have numbers instead, and those that do not tell keys have none.
+    """
 
     tensors: tuple[torch.Tensor, ...]
+    names: tuple[str, ...]
     keys: Sequence[str]
     server: str
 
@@ -49,9 +55,6 @@ class Seen:
 
 class Source(Protocol):
     """An endless sequence of batches; a context manager."""
-
-    names: tuple[str, ...]
-    """Of the fields; empty where the stream does not tell."""
 
     def batches(self) -> Iterator[Seen]:
         """Iterate without end. Raises what the stream raises."""
@@ -88,15 +91,16 @@ class FeedSource:
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
-        self.names = tuple(field.name for field in feed.fields)
+        self._names = tuple(_printable(field.name) for field in feed.fields)
 
     def batches(self) -> Iterator[Seen]:
         """Iterate without end."""
-        return (Seen(batch.tensors, batch.keys, batch.server) for batch in endless(self._feed))
+        for batch in endless(self._feed):
+            yield Seen(batch.tensors, self._names, [_printable(key) for key in batch.keys], batch.server)
 
     def servers(self) -> dict[str, str]:
         """Return the endpoints of all servers, and the state of each."""
-        return self._feed.servers()
+        return {server: _printable(state) for server, state in self._feed.servers().items()}
 
     def counters(self) -> dict[str, int]:
         """Return what the feed has mended."""
@@ -110,10 +114,52 @@ class FeedSource:
         self._feed.close()
 
 
+class TensorcomSource:
+    """What comes over tensorcom's sockets, which it closes. All URLs are one server: nobody tells who sent a batch."""
+
+    def __init__(self, urls: Sequence[str], timeout: float) -> None:
+        from .tensorcom import Connection  # noqa: PLC0415 # a feed does without
+
+        self._connection = Connection(urls, infos=True, timeout=timeout)
+        self._name = " ".join(urls)
+
+    def batches(self) -> Iterator[Seen]:
+        """Iterate without end."""
+        import torch  # noqa: PLC0415 # as in `open_source`
+
+        for arrays, infos in self._connection:
+            names = tuple(_printable(info) or str(number) for number, info in enumerate(infos))
+            yield Seen(tuple(map(torch.from_numpy, arrays)), names, [], self._name)
+
+    def servers(self) -> dict[str, str]:
+        """Return the one name, of which nothing is known."""
+        return {self._name: ""}
+
+    def counters(self) -> dict[str, int]:
+        """Return nothing: what is lost on the way, nobody counts."""
+        return {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.abort()
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says where batches come from."""
-    parser.add_argument("urls", nargs="+", metavar="URL", help="a server, as in tcp://cpu-{0..3}:7880")
-    parser.add_argument("--stream", metavar="NAME", help="which stream of the servers (default: the only one)")
+    parser.add_argument(
+        "urls",
+        nargs="+",
+        metavar="URL",
+        help="a server, as in tcp://cpu-{0..3}:7880; or tensorcom's, as in zsub://cpu-0:7880 (zpull:// takes batches away "
+        "from other readers)",
+    )
+    parser.add_argument("--stream", metavar="NAME", help="which stream of feedmill's servers (default: the only one)")
     parser.add_argument(
         "--timeout", type=float, default=_TIMEOUT, metavar="S", help="give up after so long (default: %(default)g)"
     )
@@ -130,9 +176,16 @@ def open_source(
 ) -> Source:
     """Open what `add_source_arguments` has read.
 
-    Servers are asked for ``prefetch`` batches ahead. Unless they are to be ``finished``, pictures stay uint8. Raises
-    what `feedmill.connect` raises.
+    The rest is for feeds: ``prefetch`` batches are asked for ahead, and unless they are to be ``finished``, pictures
+    stay uint8. Raises what `feedmill.connect` and `feedmill.Connection` raise, and `UsageError` for URLs of both.
     """
+    kinds = {zurl.is_zurl(url) for url in args.urls}
+    if len(kinds) > 1:
+        raise UsageError(f"{' '.join(args.urls)}: feedmill's servers and tensorcom's sockets; look at them one by one")
+    if kinds == {True}:
+        if args.stream is not None:
+            raise UsageError(f"--stream {args.stream}: tensorcom's sockets have no streams; leave it out")
+        return TensorcomSource(args.urls, args.timeout)
     import torch  # noqa: PLC0415 # takes seconds, and --help does without
 
     return FeedSource(

@@ -144,11 +144,11 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         check(args.output)  # before minutes are spent
     with open_source(args, finished=True) as source:
-        fields = [Field(name) for name in source.names]
+        fields: list[Field] = []
         batches = samples = 0
         for seen in islice(source.batches(), args.batches):
             batches, samples = batches + 1, samples + seen.samples
-            fields += [Field(str(number)) for number in range(len(fields), len(seen.tensors))]
+            fields += map(Field, seen.names[len(fields) :])  # tensorcom's batches may have more arrays than the first
             for field, tensor in zip(fields, seen.tensors, strict=False):
                 field.add(tensor)
     if args.output is not None:

@@ -188,6 +188,6 @@ def test_a_dict_decides_by_extension() -> None:
 def test_unknown_kinds_are_errors_of_usage(make: Callable[[], object]) -> None:
     """The error names what was given and what there is."""
     with pytest.raises(
-        UsageError, match=r"^decode='\w*': expected an image kind \(pil, pill, .*, rgba8\), True, False"
+        UsageError, match=r"^decode='\w*': expected an image kind \(pil, pill, .*, torchrgba8\), True, False"
     ):
         make()

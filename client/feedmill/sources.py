@@ -1,4 +1,4 @@
-"""What the tools look at: batches of feeds and of tensorcom's sockets, in the one form that monitor, show and stat need.
+"""What the tools look at: batches of feeds and of tensorcom's sockets, in one form.
 
 The rule of this file: what a look costs depends on the URL, and the help says so. A feed is opened for the tool alone,
 and takes nothing from a training but the servers' time; ``zsub`` gets a copy of what is published; what ``zpull`` gets,
@@ -118,18 +118,19 @@ class TensorcomSource:
     """What comes over tensorcom's sockets, which it closes. All URLs are one server: nobody tells who sent a batch."""
 
     def __init__(self, urls: Sequence[str], timeout: float) -> None:
+        import torch  # noqa: PLC0415 # before the connection: what is sent meanwhile would look like a burst
+
         from .tensorcom import Connection  # noqa: PLC0415 # a feed does without
 
+        self._tensor = torch.from_numpy
         self._connection = Connection(urls, infos=True, timeout=timeout)
         self._name = " ".join(urls)
 
     def batches(self) -> Iterator[Seen]:
         """Iterate without end."""
-        import torch  # noqa: PLC0415 # as in `open_source`
-
         for arrays, infos in self._connection:
             names = tuple(_printable(info) or str(number) for number, info in enumerate(infos))
-            yield Seen(tuple(map(torch.from_numpy, arrays)), names, [], self._name)
+            yield Seen(tuple(map(self._tensor, arrays)), names, [], self._name)
 
     def servers(self) -> dict[str, str]:
         """Return the one name, of which nothing is known."""
@@ -156,8 +157,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "urls",
         nargs="+",
         metavar="URL",
-        help="a server, as in tcp://cpu-{0..3}:7880; or tensorcom's, as in zsub://cpu-0:7880 (zpull:// takes batches away "
-        "from other readers)",
+        help="a server, as in tcp://cpu-{0..3}:7880; or a socket of tensorcom's, as in zsub://cpu-0:7880 "
+        "(zpull:// takes batches away from other readers)",
     )
     parser.add_argument("--stream", metavar="NAME", help="which stream of feedmill's servers (default: the only one)")
     parser.add_argument(

@@ -101,6 +101,8 @@ def _value(value: Any, size: int) -> str:
         return f"{size:,} bytes"
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, np.ndarray) for item in value):  # .ten
+        return ", ".join(_value(item, size) for item in value)
     return printable(repr(value))
 
 

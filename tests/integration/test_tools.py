@@ -5,7 +5,10 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 from PIL import Image
 
 import feedmill
+from feedmill.cli import main
 from integration.fleet import Data, Fleet
 from integration.processes import command, environment, read_line, wait_until
 from shardmaker import tar_bytes, write_tar
@@ -20,33 +24,73 @@ from shardmaker import tar_bytes, write_tar
 DEADLINE = 60.0
 """Seconds: a command imports torch first."""
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it has written."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+Tool = Callable[..., Done]
 
 
 @pytest.fixture
-def tool(tmp_path: Path) -> Tool:
-    """Run ``feedmill`` in a folder of its own."""
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
+    """Run a command line of ``feedmill`` in a folder of its own; in this process, which has imported torch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command(*args),
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            env=environment(tmp_path),
-            cwd=tmp_path,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr
-        return done
+    def run(*args: str | Path) -> Done:
+        code = main([str(arg) for arg in args])
+        return Done(code, *capsys.readouterr())
 
     return run
 
 
-def said(done: subprocess.CompletedProcess[str]) -> str:
+def said(done: Done) -> str:
     """Return what a command that went well has printed."""
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.code, done.stderr) == (0, "")
     return done.stdout
+
+
+@pytest.fixture
+def published() -> Iterator[str]:
+    """Publish batches on a socket of tensorcom's: pictures that are labelled by their brightness."""
+    labels = np.arange(8, dtype=np.int32)
+    pictures = np.broadcast_to((labels * 30).astype(np.uint8)[:, None, None, None], (8, 3, 16, 16))
+    ended = threading.Event()
+    with feedmill.Connection("zpub://127.0.0.1:*", infos=["pic", "cls"], timeout=0.5) as connection:
+        port = connection.endpoints[0].rpartition(":")[2]
+
+        def publish() -> None:
+            while not ended.wait(0.02):
+                with suppress(feedmill.ServerUnavailable):  # nobody reads, just now
+                    connection.send([pictures, labels])
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            yield f"zsub://127.0.0.1:{port}"
+        finally:
+            ended.set()
+            thread.join()
+            connection.abort()
+
+
+def test_the_tools_read_tensorcoms_sockets(tool: Tool, published: str, tmp_path: Path) -> None:
+    """Names are the infos that were sent; who sent a batch nobody tells."""
+    report = json.loads(said(tool("monitor", published, "--once", "--json", "--seconds", "0.5")))
+    assert 0 < report["servers"][published]["samples_per_second"] == report["samples_per_second"] < 8 * 60
+    text = said(tool("show", published, "--count", "5", "-o", "sheet.png"))
+    assert text == "sheet.png: 5 pictures of pic with cls\n"
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert [sheet.getpixel((8 + n * 120 + 60, 60)) for n in range(5)] == [(30 * n,) * 3 for n in range(5)]
+    pictures, labels = json.loads(said(tool("stat", published, "--batches", "3", "--json")))["fields"]
+    assert (pictures["name"], pictures["count"], pictures["max"]) == ("pic", 3 * 8 * 3 * 16 * 16, 210)
+    assert (labels["name"], labels["dtypes"], labels["mean"]) == ("cls", {"int32": 3}, 3.5)
 
 
 def test_monitor_once_tells_rates_in_all_and_by_server(tool: Tool, fleet: Fleet) -> None:
@@ -177,6 +221,10 @@ def test_stat_tells_what_a_trainer_gets(tool: Tool, fleet: Fleet, tmp_path: Path
         (("monitor", "http://a:1"), "'http://a:1': expected tcp://HOST:PORT or ipc://PATH"),
         (("monitor", "tcp://127.0.0.1:9", "--timeout", "0.3"), "no server made progress for 0.3 s"),
         (("monitor", "tcp://127.0.0.1:9", "--every", "0"), "--every 0: expected more than 0"),
+        (("monitor", "zsub://127.0.0.1:9", "--timeout", "0.3"), "zsub://127.0.0.1:9: nothing came for 0.3 s"),
+        (("monitor", "zpub://127.0.0.1:9", "--timeout", "0.3"), "zpub://127.0.0.1:9 sends; to receive, read from"),
+        (("monitor", "zsub://127.0.0.1:9", "tcp://127.0.0.1:9"), "look at them one by one"),
+        (("stat", "zsub://127.0.0.1:9", "--stream", "x"), "--stream x: tensorcom's sockets have no streams"),
         (("show", "ipc://nothing", "--timeout", "0.3"), "no server made progress for 0.3 s"),
         (("show", "tcp://127.0.0.1:9", "--classes", "none.txt"), "--classes none.txt: No such file or directory"),
         (("show", "tcp://127.0.0.1:9", "--columns", "-1"), "--columns -1 and --count"),
@@ -195,7 +243,7 @@ def test_what_cannot_work_is_said_in_one_line(tool: Tool, tmp_path: Path, args: 
     write_tar(tmp_path / "a.tar", [("0", {"cls": b"1"})])
     write_tar(tmp_path / "bad.tar", [("../0", {"cls": b"1"})])
     done = tool(*args)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.code, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("feedmill: ")
     assert says in line
@@ -204,7 +252,7 @@ def test_what_cannot_work_is_said_in_one_line(tool: Tool, tmp_path: Path, args: 
 def test_show_of_a_stream_without_pictures_says_so(tool: Tool, fleet: Fleet) -> None:
     """And names what there is."""
     done = tool("show", fleet["two"], "--stream", "slow")
-    assert done.returncode == 2
+    assert done.code == 2
     assert "the batch has no pictures, only cls torch.float64 [32, 202]; see its numbers with" in done.stderr
 
 
@@ -213,7 +261,7 @@ def test_shards_info_tells_what_shards_hold(tool: Tool, data: Data, tmp_path: Pa
     shards = data["pictures"].shards
     (tmp_path / "cut.tar").write_bytes(shards[0].read_bytes()[:5000])
     done = tool("shards", "info", "--json", "--cache", "cache", *shards, "cut.tar")
-    assert (done.returncode, done.stderr) == (2, "")
+    assert (done.code, done.stderr) == (2, "")
     *sound, cut = map(json.loads, done.stdout.splitlines())
     assert [report["samples"] for report in sound] == [40, 40, 40]
     assert {(report["index"], *report["problems"]) for report in sound} == {("made now",)}

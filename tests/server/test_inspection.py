@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from feedmill_protocol import tenbin
 from feedmill_server.fields import parse
 from feedmill_server.inspection import Members, described, members, printable, problems, samples
 from feedmill_server.shards import ShardStore
@@ -55,6 +56,7 @@ def test_samples_are_chosen_by_the_beginning_of_their_keys(tmp_path: Path) -> No
 def test_a_sample_is_described_by_its_values(tmp_path: Path) -> None:
     """Small members by value, pictures and arrays by size and shape, the rest by its bytes."""
     sample = {"png": picture(), "cls": b"7", "txt": b"a cat", "json": b'{"a": [1]}', "npy": array(), "bin": b"12345"}
+    sample["ten"] = tenbin.dumps([np.zeros((2, 3), np.uint8), np.zeros(2, np.float32)])
     with store(tmp_path, sample) as shards:
         assert described(shards.open(0), 0) == {
             "png": f"40x30 in {len(picture())} bytes",
@@ -63,6 +65,7 @@ def test_a_sample_is_described_by_its_values(tmp_path: Path) -> None:
             "json": "{'a': [1]}",
             "npy": "float32 [2, 3]",
             "bin": "5 bytes",
+            "ten": "uint8 [2, 3], float32 [2]",
         }
 
 

@@ -80,7 +80,7 @@ def portable(tensors: Iterable[torch.Tensor], *, nhwc: bool = True) -> list[Arra
     """Return tensors as arrays that tensorcom 0.1.0 can read.
 
     Dtypes that it does not know become wider ones with the same values. ``nhwc`` puts the channels of pictures
-    [N, C, H, W] last, as tensorcom's servers do and its "torch" converter expects. Raises UsageError for complex numbers.
+    [N, C, H, W] last, as tensorcom's servers do and its "torch" converter expects. Raises UsageError for complex ones.
     """
     return [_portable(tensor, nhwc=nhwc) for tensor in tensors]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from feedmill_protocol.errors import UsageError
@@ -56,6 +57,16 @@ def test_float_kinds_give_arrays_from_0_to_1(kind: str, mode: str) -> None:
     assert array.dtype == np.float32
     assert np.array_equal(array, np.asarray(RGB.convert(mode)).astype(np.float32) / np.float32(255))
     assert array.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["rgb", "rgb8", "l", "l8", "rgba", "rgba8"])
+def test_torch_kinds_give_tensors_with_the_channels_first(kind: str) -> None:
+    """The numbers of the array of that kind; grey has one channel."""
+    array, tensor = decoder(kind)("png", PNG), decoder(f"torch{kind}")("png", PNG)
+    assert isinstance(tensor, torch.Tensor)
+    assert tensor.shape == ({"l": 1, "r": 3}[kind[0]] + kind.startswith("rgba"), 4, 6)
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), array.reshape(4, 6, -1))
+    assert tensor.numpy().dtype == array.dtype
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "PPM", "WEBP", "BMP"])

@@ -22,6 +22,7 @@ from feedmill_protocol.errors import (
 )
 
 from .feed import Batch, Feed, Stats, connect
+from .private import local
 
 if TYPE_CHECKING:
     from .converters import tonumpy, totorch
@@ -47,6 +48,7 @@ __all__ = [
     "VersionMismatch",
     "WebLoader",
     "connect",
+    "local",
     "tonumpy",
     "totorch",
 ]

@@ -44,25 +44,25 @@ _END_SECONDS: Final = 2.0
 _MESSAGE_BYTES: Final = 128 * 1024
 """As much as `feedmill_server.channel` sends."""
 
-Path = str | os.PathLike[str]
+PathLike = str | os.PathLike[str]
 
 
 def local(
     pipeline: "Pipeline | str",
-    shards: Path | Sequence[Path],
+    shards: PathLike | Sequence[PathLike],
     *,
     workers: int | None = None,
     exact: bool = False,
     memory: int | str | None = None,
-    cache: Path | None = None,
+    cache: PathLike | None = None,
     sample_timeout: float | None = None,
     worker_memory: int | str | None = None,
     **options: Unpack[Options],
 ) -> Feed:
     """Open a feed of batches that processes on this machine make, for this trainer alone.
 
-    ``pipeline`` is a `feedmill_server.Pipeline`, of which lambdas, closures and what a script or notebook defines may be
-    part, or what ``feedmill serve`` takes: ``"file.py:name"``, ``"module:name"``, the name of a preset. ``shards`` are
+    ``pipeline`` is a `feedmill_server.Pipeline`, of which lambdas, closures and what a script or notebook defines may
+    be part; or what ``feedmill serve`` takes: ``"file.py:name"``, ``"module:name"``, a preset's name. ``shards`` are
     tar files: one or several, with braces and globs. The other ``options`` are those of `feedmill.connect`, and the
     batches those that it gets from ``feedmill serve``.
 
@@ -129,7 +129,7 @@ class PrivateServer:
         self._socket: int | None = None
         try:
             self._receive(_BEGIN_SECONDS)  # "begun"
-            # From here on its steps have deadlines of their own, but for reading shards: how long that takes, who knows.
+            # Its next steps have deadlines of their own, but for reading the shards: nobody knows how long that takes.
             [self._socket] = self._receive(None)  # "ready"
         except BaseException:
             self.close()
@@ -209,7 +209,7 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _listed(shards: Path | Sequence[Path]) -> list[str]:
+def _listed(shards: PathLike | Sequence[PathLike]) -> list[str]:
     try:
         return [os.fspath(path) for path in ([shards] if isinstance(shards, (str, os.PathLike)) else shards)]
     except TypeError:
@@ -219,7 +219,8 @@ def _listed(shards: Path | Sequence[Path]) -> list[str]:
 def _order(given: Mapping[str, Any]) -> bytes:
     """Pack what the server is to do; what none of the options can be is said here, the rest by the server."""
     try:
-        return msgpack.packb({key: value for key, value in given.items() if value is not None}, default=operator.index)
+        said = {key: value for key, value in given.items() if value is not None}
+        return bytes(msgpack.packb(said, default=operator.index))
     except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"feedmill.local: an option is neither text nor a number: {error}") from None
 
@@ -232,9 +233,7 @@ def _packed(pipeline: "Pipeline") -> bytes:
     from feedmill_server import Pipeline  # noqa: PLC0415
 
     if not isinstance(pipeline, Pipeline):
-        raise UsageError(
-            f"pipeline={pipeline!r}: expected a feedmill_server.Pipeline, FILE.py:NAME, module:NAME or a preset"
-        )
+        raise UsageError(f"pipeline={pipeline!r}: expected a feedmill_server.Pipeline, or the name of one")
     try:
         return bytes(cloudpickle.dumps(pipeline))
     except Exception as error:  # whatever an object has to say that cannot be pickled
@@ -247,7 +246,7 @@ def _packed(pipeline: "Pipeline") -> bytes:
 def _start(descriptors: Sequence[int]) -> "subprocess.Popen[bytes]":
     # What can be imported here can be imported there. Without the safe path, -m would put the current folder first.
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
         "PYTHONSAFEPATH": "1",
     }
     command = [sys.executable, "-m", "feedmill_server.private", *map(str, descriptors)]

@@ -2,8 +2,8 @@
 
 All it has from the trainer are descriptors: its *lifeline*, a channel on which it says ``begun``, then ``ready`` or
 ``failed``; the trainer's pidfd; and memory files with what to serve. The rule of this file: it ends as soon as the
-lifeline closes or the trainer is no more, whatever it is doing. The trainer has both for it: forks of the trainer hold the
-lifeline open, and a trainer that lives may be done with its server.
+lifeline is shut or the trainer is no more, whatever it is doing. It takes both: a trainer that lives may be done with
+its server, and forks of one that was killed hold the lifeline open.
 
 Its socket has no name: ``ready`` brings a descriptor of it, and its folder is removed before. So only the trainer and
 its children can connect, and nothing is left on the disk, whoever is killed.

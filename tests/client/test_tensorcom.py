@@ -18,7 +18,8 @@ import torch
 import zmq
 
 import feedmill
-from feedmill.tensorcom import Connection, Rates, publish
+from feedmill.rates import Rates
+from feedmill.tensorcom import Connection, publish
 from feedmill_protocol.errors import ProtocolError, ServerUnavailable, UsageError
 from feedmill_protocol.tenbin import CODES
 
@@ -273,7 +274,7 @@ def test_a_publisher_waits_while_nobody_reads(tmp_path: Path, opened: Opener) ->
         with Connection(f"zsub{url}", total=6, timeout=TIMEOUT) as reader:
             assert len(list(reader)) == 3
         sent.result()
-    writer._timeout = 0.1
+    writer._socket._timeout = 0.1
     slowly = (time.sleep(0.02) or BATCH for _ in range(100))  # type: ignore[func-returns-value]
     with pytest.raises(ServerUnavailable, match="nobody subscribed"):
         writer.serve(slowly)
@@ -319,6 +320,8 @@ def test_the_wrong_end_and_the_wrong_place_are_refused(tmp_path: Path, opened: O
     writer = opened("zpub://127.0.0.1:*")
     with pytest.raises(UsageError, match="sends; to receive"):
         writer.recv()
+    with pytest.raises(UsageError, match="infos=True: expected the texts"):
+        Connection("zpub://127.0.0.1:*", infos=True)
     with pytest.raises(UsageError, match="receives; to send"):
         opened(f"zpull+ipc://{tmp_path}/s").send(BATCH)
     taken = writer.endpoints[0].replace("tcp", "zpub")

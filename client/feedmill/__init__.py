@@ -22,6 +22,7 @@ from feedmill_protocol.errors import (
 )
 
 from .feed import Batch, Feed, Stats, connect
+from .private import local
 
 if TYPE_CHECKING:
     from .converters import tonumpy, totorch
@@ -49,6 +50,7 @@ __all__ = [
     "VersionMismatch",
     "WebLoader",
     "connect",
+    "local",
     "publish",
     "tonumpy",
     "totorch",

@@ -80,7 +80,7 @@ def portable(tensors: Iterable[torch.Tensor], *, nhwc: bool = True) -> list[Arra
     """Return tensors as arrays that tensorcom 0.1.0 can read.
 
     Dtypes that it does not know become wider ones with the same values. ``nhwc`` puts the channels of pictures
-    [N, C, H, W] last, as tensorcom's servers do and its "torch" converter expects. Raises UsageError for complex numbers.
+    [N, C, H, W] last, as tensorcom's servers do and its "torch" converter expects. Raises UsageError for complex ones.
     """
     return [_portable(tensor, nhwc=nhwc) for tensor in tensors]
 
@@ -127,6 +127,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--single", action="store_true", help="one frame a batch, for clients that say multipart=False")
     parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds without progress of any server, and the end"
+    )
+    parser.add_argument(
         "--hwm", type=int, default=16, metavar="N", help="batches that may wait for a reader (default: %(default)s)"
     )
 
@@ -144,7 +147,9 @@ def run(args: argparse.Namespace) -> int:
     )
     dtype = getattr(torch, args.dtype)
     with (
-        connect(args.feed, args.stream, seed=args.seed, batch_size=args.batch_size, dtype=dtype) as feed,
+        connect(
+            args.feed, args.stream, seed=args.seed, batch_size=args.batch_size, dtype=dtype, timeout=args.timeout
+        ) as feed,
         Connection(args.urls, allow64=True, multipart=not args.single, hwm=args.hwm, timeout=None) as connection,
     ):
         _log.info("%r goes to %s; waits for readers", feed, ", ".join(connection.endpoints))

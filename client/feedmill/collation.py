@@ -63,12 +63,14 @@ class Column:
             rows = [self._row(sample, value) for sample, value in zip(samples, values, strict=True)]
             self._require_alike(samples, rows)
             return torch.stack(rows).numpy()
+        if self._stack and all(map(self._is_picture, values)):
+            self._require_alike(samples, values)
+            return self._pictures(values)
+        values = [self.single(value) for value in values]
         if kind == "other" or not self._stack:
-            return [self.single(value) for value in values]
+            return values
         self._require_alike(samples, values)
-        if kind == "array":
-            return np.stack(values)
-        return self._pictures(values) if self._is_picture(values[0]) else torch.stack(list(values))
+        return np.stack(values) if kind == "array" else torch.stack(values)
 
     def received(self, kind: Kind, tensor: torch.Tensor) -> Any:
         """Return what `batch` would, of values that have come as one tensor."""
@@ -99,7 +101,7 @@ class Column:
     def _row(self, sample: Made, number: Any) -> torch.Tensor:
         try:
             return row(self.name, number)
-        except (TypeError, OverflowError, RuntimeError) as error:  # None among numbers, and what no int64 holds
+        except (TypeError, ValueError, RuntimeError) as error:  # None among numbers, and what no int64 holds
             raise SampleError(sample.shard, sample.key, f"{type(error).__name__}: {error}") from None
 
     def _require_alike(self, samples: Sequence[Made], values: Sequence[Any]) -> None:

@@ -105,9 +105,9 @@ def choose(name: str, given: str | Converter | Sequence[str | Converter | None] 
 
     Strings name converters. Raises UsageError for anything else.
     """
-    if given is None:
-        return ()
-    return tuple(_converter(name, one) for one in (given if isinstance(given, (list, tuple)) else [given]))
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return () if given is None else (_converter(name, given),)
+    return tuple(_converter(name, one) for one in given)
 
 
 def _converter(name: str, given: str | Converter | None) -> Converter | None:

@@ -12,7 +12,9 @@ from .converters import Converter, choose
 
 __all__ = ["Batch", "Functions", "Recipe", "Stages"]
 
-Batch: TypeAlias = list[Any] | dict[str, Any]
+Batch: TypeAlias = Any
+"""With fields a list of values, without them a dict. A union would have everybody ask which, who knows it."""
+
 Functions: TypeAlias = str | Converter | Sequence[str | Converter | None] | None
 Stages: TypeAlias = Stage | Sequence[Stage] | None
 

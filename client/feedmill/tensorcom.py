@@ -2,78 +2,41 @@
 
 What goes over these sockets is sent whether or not anybody asked for it. So it can be lost without a word: PUSH loses
 what is under way to a reader that dies, PUB drops what a slow reader has no room for. A feed (`feedmill.connect`) loses
-nothing; these are for what speaks tensorcom already. The rule of this file: no wait without its deadline, and nothing
-that came is believed before `tenbin` has checked it.
+nothing; these are for what speaks tensorcom already. The rule of this file: nothing that came is believed before
+`tenbin` has checked it.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
-import zmq
 
 from feedmill_protocol import limits, tenbin
 from feedmill_protocol.arguments import integer
-from feedmill_protocol.errors import ProtocolError, ServerUnavailable, UsageError
+from feedmill_protocol.errors import ProtocolError, UsageError
 
 from . import zurl
+from .rates import Rates
+from .zsocket import HWM, ZSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
 
     from .converters import Converter
 
-__all__ = ["Connection", "Rates", "publish"]
+__all__ = ["Connection", "publish"]
 
 _log = logging.getLogger(__name__)
 
-_SOCKETS: Final = {"push": zmq.PUSH, "pull": zmq.PULL, "pub": zmq.XPUB, "sub": zmq.SUB}
-"""XPUB is a PUB that hears of its subscribers."""
-
-_HWM: Final = 16
-"""Batches that may wait at each end of a connection. tensorcom leaves libzmq's 1,000, which may be 38 GB."""
+_HWM_MAX: Final = 1_000_000
 
 _WIDE: Final = frozenset({"f8", "i8", "u8"})
-
-_LINGER: Final = 60.0
-"""Seconds that `close` waits for readers, where there is no time-out to tell."""
-
-_BEAT: Final = 0.5
-"""Seconds; how often a wait lets Ctrl-C through."""
-
-_KEEPALIVE: Final = {zmq.TCP_KEEPALIVE: 1, zmq.TCP_KEEPALIVE_IDLE: 30, zmq.TCP_KEEPALIVE_INTVL: 10}
-"""The kernel finds a lost machine, in some two minutes. libzmq's own heartbeats would take a reader that pauses for
-one, and with the connection lose its batches."""
-
-
-class Rates:
-    """What a connection has sent or received so far: ``messages``, ``samples``, ``bytes``."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.messages = self.samples = self.bytes = 0
-        self._clock = clock
-        self._begun = clock()
-
-    def add(self, samples: int, nbytes: int) -> None:
-        """Count one message."""
-        self.messages += 1
-        self.samples += samples
-        self.bytes += nbytes
-
-    def summary(self) -> str:
-        """Say in words how much that is in a second."""
-        seconds = max(self._clock() - self._begun, 1e-9)
-        return (
-            f"{self.messages:,} batches, {self.messages / seconds:,.1f}/s; "
-            f"{self.samples / seconds:,.0f} samples/s; {self.bytes / seconds / 1e6:,.1f} MB/s"
-        )
 
 
 class Connection:
@@ -111,7 +74,7 @@ class Connection:
         converters: str | Converter | Sequence[str | Converter | None] | None = None,
         report: int | None = None,
         noexpand: bool = False,
-        hwm: int = _HWM,
+        hwm: int = HWM,
         timeout: float | None = 60.0,
     ) -> None:
         self._urls = zurl.parse(url, expand=not noexpand)
@@ -121,45 +84,21 @@ class Connection:
         self._report = _or_none("report", report)
         if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
             raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds, or None")
-        self._timeout = timeout
+        if infos is True and self._sends:
+            raise UsageError("infos=True: expected the texts to send, one for each array")
         self._infos = infos or None
         self._multipart = multipart
         self._allow64 = allow64
         self._raw = raw
         self._batch_count = batch_count
         self._steps = _steps(batch_transforms, converters, device)
-        self._subscriptions = 0
         self.rates = Rates()
-        self._context = zmq.Context()
-        try:
-            self._socket = self._open(integer("hwm", hwm, 1, 1_000_000))
-        except BaseException:
-            self._context.destroy(linger=0)
-            raise
+        self._socket = ZSocket(self._urls, hwm=integer("hwm", hwm, 1, _HWM_MAX), timeout=timeout)
 
-    def _open(self, hwm: int) -> zmq.Socket[bytes]:
-        socket = self._context.socket(_SOCKETS[self._urls[0].kind])
-        socket.set(zmq.SNDHWM, hwm)
-        socket.set(zmq.RCVHWM, hwm)
-        socket.set(zmq.MAXMSGSIZE, limits.BLOCK_BYTES)
-        if self._sends:
-            socket.set(zmq.IMMEDIATE, 1)  # nothing is queued for a reader that is not there
-        else:
-            socket.set(zmq.LINGER, 0)
-        for option, value in _KEEPALIVE.items():
-            socket.set(option, value)
-        if self._urls[0].kind == "sub":
-            socket.set(zmq.SUBSCRIBE, b"")
-        self.endpoints: list[str] = []
-        for url in self._urls:
-            socket.set(zmq.IPV6, not url.bind or "[" in url.endpoint)  # names may have such addresses
-            try:
-                (socket.bind if url.bind else socket.connect)(url.endpoint)
-            except zmq.ZMQError as error:
-                verb = "bind" if url.bind else "connect"
-                raise UsageError(f"cannot {verb} {url.text}: {error.strerror}") from None
-            self.endpoints.append(socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0"))
-        return socket
+    @property
+    def endpoints(self) -> list[str]:
+        """Where it is bound or connected, in libzmq's words; with the port where a URL left it open by ``*``."""
+        return self._socket.endpoints
 
     def __repr__(self) -> str:
         return f"<Connection {', '.join(url.text for url in self._urls)}: {self.rates.summary()}>"
@@ -200,7 +139,7 @@ class Connection:
     def _next(self) -> tuple[Any, int]:
         if self._sends:
             raise UsageError(f"{self._urls[0].text} sends; to receive, read from one of zpull, zsub, zrpull, zrsub")
-        frames = self._receive()
+        frames = self._socket.receive()
         nbytes = sum(map(len, frames))
         if self._raw:
             self.rates.add(1, nbytes)
@@ -229,10 +168,8 @@ class Connection:
             if f"{array.dtype.kind}{array.dtype.itemsize}" in _WIDE and not (allow64 or self._allow64):
                 raise UsageError(f"an array of {array.dtype}: send 32-bit numbers, or give allow64=True")
         infos = None if self._infos is True else self._infos
-        frames: list[tenbin.Frame] = [tenbin.dumps(arrays, infos)]
-        if self._multipart:
-            frames = tenbin.encode(arrays, infos)
-        self._transmit(frames)
+        frames = tenbin.encode(arrays, infos) if self._multipart else [tenbin.dumps(arrays, infos)]
+        self._socket.send(frames)
         self.rates.add(self._samples(arrays), sum(map(len, frames)))
 
     write = send
@@ -249,11 +186,11 @@ class Connection:
 
     def close(self) -> None:
         """Close, after at most ``timeout`` seconds in which readers take what was sent. May be called twice."""
-        self._context.destroy(linger=round(1000 * (self._timeout or _LINGER)) if self._sends else 0)
+        self._socket.close()
 
     def abort(self) -> None:
         """Close at once, whatever has not been taken. May be called twice."""
-        self._context.destroy(linger=0)
+        self._socket.abort()
 
     def _samples(self, arrays: Sequence[tenbin.Array]) -> int:
         return len(arrays[0]) if self._batch_count and arrays and arrays[0].ndim else 1
@@ -265,41 +202,6 @@ class Connection:
             _log.info("%s: %s", self._urls[0].text, self.rates.summary())
         return samples
 
-    # The socket. It is asked again every `_BEAT`, for Ctrl-C.
-
-    def _receive(self) -> list[memoryview]:
-        self._wait(zmq.POLLIN, "nothing came")
-        return [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
-
-    def _transmit(self, frames: list[tenbin.Frame]) -> None:
-        if self._socket.closed:
-            raise UsageError("the connection is closed")
-        if self._urls[0].kind == "pub":
-            self._hear()
-            while not self._subscriptions:
-                self._wait(zmq.POLLIN, "nobody subscribed")
-                self._hear()
-        self._wait(zmq.POLLOUT, "nobody took a batch")
-        self._socket.send_multipart(frames, copy=True)
-
-    def _hear(self) -> None:
-        """Count subscribers: messages that begin with 1 are a first one's, and with 0 the last one's farewell."""
-        with suppress(zmq.Again):
-            while True:
-                said = self._socket.recv(zmq.NOBLOCK)[:1]
-                self._subscriptions += {b"\1": 1, b"\0": -1}.get(said, 0)
-
-    def _wait(self, event: int, complaint: str) -> None:
-        if self._socket.closed:
-            raise UsageError("the connection is closed")
-        deadline = math.inf if self._timeout is None else time.monotonic() + self._timeout
-        while not self._socket.poll(math.ceil(1000 * min(_BEAT, max(0.0, deadline - time.monotonic()))), event):
-            if time.monotonic() >= deadline:
-                urls = ", ".join(url.text for url in self._urls)
-                raise ServerUnavailable(
-                    f"{urls}: {complaint} for {self._timeout:g} s; start the other end, or raise timeout="
-                )
-
 
 def publish(
     iterable: Iterable[Sequence[Any]],
@@ -307,7 +209,7 @@ def publish(
     *,
     infos: Sequence[str] | None = None,
     multipart: bool = True,
-    hwm: int = _HWM,
+    hwm: int = HWM,
     report: int | None = None,
     timeout: float | None = None,
 ) -> int:

@@ -17,6 +17,7 @@ from feedmill_protocol.errors import FeedmillError, SampleError, UsageError
 from feedmill_protocol.hashing import Domain, hash64, sample_seeds
 from feedmill_protocol.plan import Plan
 
+from .fields import MissingField
 from .pipeline import KEY, Pipeline
 from .randomness import generators_kept, seed_generators
 from .worker import Mill, reason_of
@@ -45,14 +46,22 @@ Source: TypeAlias = Callable[[int], Iterator[Raw]]
 
 
 def of_shards(mill: Mill, plan: Plan) -> Source:
-    """Return the samples that a plan deals to its rank, read from a mill's shards. Reading raises ShardError."""
+    """Return the samples that a plan deals to its rank, read from a mill's shards.
+
+    They raise ShardError where they cannot be read, SampleError where a field is missing.
+    """
 
     def source(epoch: int) -> Iterator[Raw]:
         for step in range(len(plan)):
             samples = spans.expand(plan.batch(epoch, step))
             seeds = sample_seeds(plan.seed, epoch, samples[:, 0], samples[:, 1])
             for (shard, index), seed in zip(samples.tolist(), seeds.tolist(), strict=True):
-                yield Raw(mill.store.names[shard], seed, mill.members(shard, index))
+                name = mill.store.names[shard]
+                try:
+                    members = mill.members(shard, index)
+                except MissingField as error:
+                    raise SampleError(name, mill.key(shard, index), reason_of(error)) from None
+                yield Raw(name, seed, members)
 
     return source
 

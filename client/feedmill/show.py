@@ -5,6 +5,7 @@ Several picture fields of a sample (image-to-image) are shown side by side.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     count = args.count or (2 * columns if args.terminal else _COUNT)
     if columns < 1 or count < 1:
         raise UsageError(f"--columns {columns} and --count {count}: show 1 at least")
+    if args.window and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise UsageError("--window: there is no desktop (neither DISPLAY nor WAYLAND_DISPLAY); use -o or --terminal")
     classes = [] if args.classes is None else _read_classes(args.classes)
     with open_source(args, batch_size=count, seed=args.seed, shuffle=not args.no_shuffle) as source:
         shown = exhibit(next(source.batches()), classes, count)
@@ -120,4 +123,4 @@ def _open_window(shown: Exhibit, columns: int) -> None:
     from PIL import ImageShow  # noqa: PLC0415 (the thin client comes without it; draw has said so)
 
     if not ImageShow.show(sheet, title="feedmill"):
-        raise UsageError("--window: no program to view pictures is found; use -o FILE or --terminal")
+        raise UsageError("--window: no program to view pictures is found; use -o or --terminal")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageShow
 
 import feedmill
 from feedmill.cli import main
@@ -247,6 +247,35 @@ def test_what_cannot_work_is_said_in_one_line(tool: Tool, tmp_path: Path, args: 
     (line,) = done.stderr.splitlines()
     assert line.startswith("feedmill: ")
     assert says in line
+
+
+def test_a_window_needs_a_desktop(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would come up nowhere is refused at once."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    done = tool("show", "tcp://127.0.0.1:9", "--window")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr.startswith("feedmill: --window: there is no desktop")
+
+
+def test_a_window_is_the_pictures_viewer(
+    tool: Tool, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sheet is handed to it; where there is none, that is said."""
+    shown: list[Image.Image] = []
+
+    class Viewer(ImageShow.Viewer):
+        def show(self, image: Image.Image, **_: object) -> int:
+            shown.append(image)
+            return 1
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(ImageShow, "_viewers", [Viewer()])
+    line = ("show", fleet["two"], "--stream", "colours", "--count", "2", "--window")
+    assert said(tool(*line)) == ""
+    assert [sheet.size for sheet in shown] == [(2 * (128 + 8) + 8, 128 + 19 + 2 * 8)]
+    monkeypatch.setattr(ImageShow, "_viewers", [])
+    assert "no program to view pictures" in tool(*line).stderr
 
 
 def test_show_of_a_stream_without_pictures_says_so(tool: Tool, fleet: Fleet) -> None:

@@ -147,13 +147,12 @@ def run(args: argparse.Namespace) -> int:
     )
     dtype = getattr(torch, args.dtype)
     with (
+        Connection(args.urls, allow64=True, multipart=not args.single, hwm=args.hwm, timeout=None) as connection,
         connect(
             args.feed, args.stream, seed=args.seed, batch_size=args.batch_size, dtype=dtype, timeout=args.timeout
         ) as feed,
-        Connection(args.urls, allow64=True, multipart=not args.single, hwm=args.hwm, timeout=None) as connection,
     ):
         _log.info("%r goes to %s; waits for readers", feed, ", ".join(connection.endpoints))
         sent = bridge(feed, connection, epochs=args.epochs, nhwc=args.layout == "nhwc")
-        _log.info("sent %s; waiting for readers to take what is left", connection.rates.summary())
-    _log.info("done: %d batches", sent)
+    _log.info("sent %d batches; done", sent)
     return 0

@@ -13,7 +13,7 @@ from .collation import Column, Kind, describe, kind_of
 from .converters import Pipe, pipe
 from .feed import Batch as Received
 from .feed import Feed
-from .local import local
+from .private import local
 from .recipe import Batch
 from .webloader import ENDLESS, Options, Shards, WebLoader
 
@@ -83,8 +83,14 @@ class MultiWebLoader(WebLoader):
 
     def _batches_of(self, epoch: int) -> Iterator[Batch]:
         if self._feed is None:
-            shards = [str(path) for path in self._store.paths]
-            self._feed = local(self._sent, shards, workers=self._processes, prefetch=self._ahead, **self._order)
+            self._feed = local(
+                self._sent,
+                self._shards,
+                repeated=True,
+                workers=self._processes,
+                prefetch=self._ahead,
+                **self._order,
+            )
         self._feed.set_epoch(epoch)
         for received in self._feed.batches():
             yield from self._values(received)

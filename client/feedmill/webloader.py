@@ -147,8 +147,8 @@ class WebLoader:
             Column(field.name, finishing, stack=tensor_batches)
             for field, finishing in zip(running.fields, running.finishing, strict=True)
         ]
-        shards, self._samples = _data(urls, source)
-        self._store = ShardStore(expand(shards, repeated=True) if self._samples is None else [])
+        self._shards, self._samples = _data(urls, source)
+        self._store = ShardStore(expand(self._shards, repeated=True) if self._samples is None else [])
         if self._samples is None:
             counts = Catalog.build(self._store).counts
             self._order = self._order_of(int(counts.sum()))

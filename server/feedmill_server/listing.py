@@ -37,7 +37,7 @@ def expand(patterns: Sequence[str], *, repeated: bool = False) -> list[Path]:
         raise UsageError("no shards are given; name some, for example 'train-{0000..1280}.tar'")
     [(most, count)] = Counter(path.absolute() for path in paths).most_common(1)
     if count > 1 and not repeated:
-        raise UsageError(f"the shard {most} is given {count:,} times; name every shard once")
+        raise UsageError(f"the shard {most} is given {count:,} times; name every shard once, or say --repeated")
     return paths
 
 

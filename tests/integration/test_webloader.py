@@ -1,14 +1,11 @@
-"""WebLoader and MultiWebLoader: what webloader promised, and that they give what a feed gives.
-
-The counts are those that webloader's own tests expect.
-"""
+"""WebLoader: what webloader promised, and that it gives what a feed gives. The counts are webloader's own tests'."""
 
 import io
 import random
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,56 +19,17 @@ from feedmill_server import imagenet
 from feedmill_server.randomness import seed_generators
 from integration.epochs import TIMEOUT
 from integration.fleet import Data, Fleet, png
+from integration.loaders import COMPOSED, Sample, equal, labels, write
 from integration.pipelines import PNG
 from shardmaker import write_tar
 
-Sample: TypeAlias = dict[str, Any]
-
 N = 47
-
-COMPOSED = transforms.Compose(
-    [
-        transforms.RandomResizedCrop(32),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    ]
-)
-
-
-def picture(number: int) -> bytes:
-    """Return a small PNG; no two of these have one size."""
-    file = io.BytesIO()
-    Image.new("RGB", (40 + number, 60), (number, 255 - number, number // 2)).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Make a shard of `N` samples: png, cls, and a caption."""
-    samples = [
-        (f"{n:03d}", {"png": picture(n), "cls": b"%d" % n, "txt": b"number %d" % n, "json": b'{"half": %f}' % (n / 2)})
-        for n in range(N)
-    ]
-    return str(write_tar(tmp_path_factory.mktemp("shard") / "pictures.tar", samples))
-
-
-def labels(loader: Any) -> list[int]:
-    """Return the classes of an iteration over batches of them."""
-    return [label for batch in loader for label in batch[-1].tolist()]
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Tell whether two values are the same, type and dtype and all."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, (np.ndarray, torch.Tensor)):
-        return one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all())
-    return bool(one == other)
+    """Make the shard that most tests read."""
+    return write(tmp_path_factory.mktemp("shard") / "pictures.tar", N)
 
 
 # What webloader's tests expect.

@@ -34,6 +34,12 @@ _SECONDS: Final = 5.0
 
 _EVERY: Final = 1.0
 
+_DAY: Final = 86_400
+"""Seconds. Nobody means longer, and the system's clocks take no infinity."""
+
+_JOIN: Final = 1.0
+"""Seconds to wait for a thread that may be writing to a terminal that is stopped."""
+
 _EPILOG: Final = (
     "A monitor of feeds is one more client: what it shows are batches that the servers make for it, beside those of "
     "any training, and it takes as many as it can get. --limit bounds that. The wait is what a trainer would feel: "
@@ -62,9 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Watch until Ctrl-C, or once."""
-    for option in ("seconds", "every", "limit"):
-        if not getattr(args, option) > 0:
-            raise UsageError(f"--{option} {getattr(args, option):g}: expected more than 0")
+    for option in ("seconds", "every"):
+        if not 0 < getattr(args, option) <= _DAY:
+            raise UsageError(f"--{option} {getattr(args, option):g}: expected more than 0, and a day ({_DAY}) at most")
+    if not args.limit >= 1 / _DAY:
+        raise UsageError(f"--limit {args.limit:g}: expected more than 0, and one batch a day ({1 / _DAY:.2g}) at least")
     meter = Meter(args.seconds)
     with open_source(args, prefetch=None) as source:
         if args.once:
@@ -115,7 +123,7 @@ class _Ticker:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(2 * self._every)
+        self._thread.join(_JOIN)
 
     def _run(self) -> None:
         while not self._ended.wait(self._every):

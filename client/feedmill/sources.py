@@ -118,6 +118,9 @@ class TensorcomSource:
     """What comes over tensorcom's sockets, which it closes. All URLs are one server: nobody tells who sent a batch."""
 
     def __init__(self, urls: Sequence[str], timeout: float) -> None:
+        for url in zurl.parse(urls):
+            if url.sends:
+                raise UsageError(f"{url.text} is where batches are sent; to look at them, read from zsub or zrsub")
         import torch  # noqa: PLC0415 # before the connection: what is sent meanwhile would look like a burst
 
         from .tensorcom import Connection  # noqa: PLC0415 # a feed does without

@@ -224,7 +224,10 @@ def test_stat_tells_what_a_trainer_gets(tool: Tool, fleet: Fleet, tmp_path: Path
         (("monitor", "tcp://127.0.0.1:9", "--seconds", "inf"), "--seconds inf: expected more than 0, and a day"),
         (("monitor", "tcp://127.0.0.1:9", "--limit", "nan"), "--limit nan: expected more than 0, and one batch a day"),
         (("monitor", "zsub://127.0.0.1:9", "--timeout", "0.3"), "zsub://127.0.0.1:9: nothing came for 0.3 s"),
-        (("monitor", "zpub://127.0.0.1:9", "--timeout", "0.3"), "zpub://127.0.0.1:9 sends; to receive, read from"),
+        (
+            ("monitor", "zpub://127.0.0.1:9", "--timeout", "0.3"),
+            "zpub://127.0.0.1:9 is where batches are sent; to look at them",
+        ),
         (("monitor", "zsub://127.0.0.1:9", "tcp://127.0.0.1:9"), "look at them one by one"),
         (("stat", "zsub://127.0.0.1:9", "--stream", "x"), "--stream x: tensorcom's sockets have no streams"),
         (("show", "ipc://nothing", "--timeout", "0.3"), "no server made progress for 0.3 s"),

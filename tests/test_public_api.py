@@ -29,6 +29,7 @@ sys.meta_path.insert(0, Blocker())
 import feedmill
 import feedmill.addresses, feedmill.bench, feedmill.cli, feedmill.connection, feedmill.feed, feedmill.tensors
 import feedmill.monitor, feedmill.show, feedmill.stat
+import feedmill.bridge, feedmill.tenbin, feedmill.tensorcom
 try:
     feedmill.connect("nowhere")
 except feedmill.UsageError as error:

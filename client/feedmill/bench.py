@@ -17,10 +17,11 @@ import numpy as np
 from feedmill_protocol.errors import UsageError
 
 from . import connect
+from .sources import endless
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Report", "add_arguments", "describe", "measure", "run"]
 
@@ -105,7 +106,7 @@ def measure(
         raise UsageError("a measurement without an end: give batches= or seconds=")
     if (batches is not None and batches < 1) or (seconds is not None and seconds <= 0) or warmup < 0:
         raise UsageError(f"batches={batches}, seconds={seconds} and warmup={warmup} leave nothing to measure")
-    stream = _endless(feed)
+    stream = endless(feed)
     for _ in range(warmup):
         next(stream)
     before, cpu_before, started = feed.stats(), cpu(), clock()
@@ -131,15 +132,6 @@ def measure(
         latency_p50=p50,
         latency_p99=p99,
     )
-
-
-def _endless(feed: _Feed) -> Iterator[_Batch]:
-    while True:
-        batch = None
-        for batch in feed.batches():
-            yield batch
-        if batch is None:
-            raise UsageError("an epoch of this stream holds no batch; ask for a smaller batch_size, or last='keep'")
 
 
 def describe(report: Report) -> str:

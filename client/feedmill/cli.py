@@ -1,6 +1,7 @@
 """The command ``feedmill``: finds the subcommand, and turns every error that feedmill raises into one line."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -13,6 +14,11 @@ __all__ = ["main"]
 _COMMANDS: Final = {
     "serve": ("feedmill_server.cli", "serve batches of augmented samples from shards"),
     "bench": ("feedmill.bench", "iterate over a server's batches and say how fast they come"),
+    "monitor": ("feedmill.monitor", "watch how fast batches come, and from which servers"),
+    "show": ("feedmill.show", "draw a batch as a contact sheet"),
+    "stat": ("feedmill.stat", "describe the numbers in a stream, field by field"),
+    "shards": ("feedmill_server.shards_cli", "look into shards: info, cat, extract"),
+    "bridge": ("feedmill.bridge", "send a server's batches on to clients that speak tensorcom"),
     "keygen": ("feedmill.keys", "make keys for servers and trainers"),
     "demo": ("feedmill.demo", "make pictures, serve them from two servers, and train on them"),
 }
@@ -21,17 +27,27 @@ command is used: a server needs no torch in its broker, a trainer no torchvision
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; return the exit code: 0, or 2 after an error, or 130 after Ctrl-C."""
+    """Run a command line; return the exit code: 0, or 2 after an error, or 130 after Ctrl-C.
+
+    Where the reader of a pipe goes away, as ``head`` does, it is 141, as after SIGPIPE.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = _parser(argv[:1]).parse_args(argv)
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
     except FeedmillError as error:
         line = " ".join(str(error).split())  # what a user's code raises may have several
+        # Nor is it for names out of a shard to move the cursor.
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
         print(f"feedmill: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
+        return 141
+    return code
 
 
 def _parser(chosen: list[str]) -> argparse.ArgumentParser:

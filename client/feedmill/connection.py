@@ -110,7 +110,8 @@ class Connection:
 
     With ``keys``, connections are encrypted, and made to nobody who does not hold the server's.
 
-    Everything that waits raises the error that ended the connection, if one did.
+    Everything that waits raises the error that ended the connection, if one did; and what ``guard`` raises, which is
+    called now and then meanwhile, and may be replaced.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Connection:
         self.pid = os.getpid()
         self.contract: Welcome | None = None
         self.counts: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        self.guard: Callable[[], None] = lambda: None
         self._urls = urls
         self._allocate = allocate
         self._keys = keys
@@ -227,6 +229,7 @@ class Connection:
                 raise self._error
             if not self._thread.is_alive():
                 raise UsageError("the feed was closed while a batch was awaited")
+            self.guard()
             self._lock.wait(0.5)
 
     def _command(self, command: Callable[[float], None]) -> None:

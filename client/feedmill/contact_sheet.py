@@ -1,4 +1,4 @@
-"""Writes a batch of images as one PNG, each with a caption: the quickest way to see what a trainer sees.
+"""Draws a batch of images as one picture, each with a caption: the quickest way to see what a trainer sees.
 
 The thin client comes without Pillow, so this module imports it only when it draws.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from PIL import Image, ImageFont
 
-__all__ = ["contact_sheet"]
+__all__ = ["contact_sheet", "draw"]
 
 _MARGIN: Final = 8
 """Pixels around each image."""
@@ -41,12 +41,28 @@ def contact_sheet(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> None:
-    """Write `images` to the PNG file `path`, `columns` in a row, each above its caption.
+    """Write what `draw` makes of the rest to the PNG file `path`. Raises `UsageError` as it does, and for the file."""
+    sheet = draw(images, captions, columns=columns, mean=mean, std=std)
+    try:
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise UsageError(f"cannot write the contact sheet {path}: {error.strerror or error}") from error
+
+
+def draw(
+    images: torch.Tensor,
+    captions: Sequence[str] | None,
+    *,
+    columns: int = 8,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Image.Image:
+    """Draw `images`, `columns` in a row, each above its caption.
 
     `images` is [N, C, H, W] with one or three channels, on any device and in any memory format. uint8 is shown as
     it is; floats are multiplied by `std`, added to `mean`, and shown with 0 as black and 1 as white. Small images
-    are enlarged by a whole factor, long captions are cut. Needs Pillow; raises `UsageError` where it is missing,
-    where the arguments do not fit together, and where the file cannot be written.
+    are enlarged by a whole factor, long captions are cut. Needs Pillow; raises `UsageError` where it is missing, and
+    where the arguments do not fit together.
     """
     _check(images, captions, columns, mean, std)
     try:
@@ -63,15 +79,15 @@ def contact_sheet(
     columns = min(columns, count)
     rows = -(-count // columns)
     sheet = Image.new("RGB", (columns * cell[0] + _MARGIN, rows * cell[1] + _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    pen = ImageDraw.Draw(sheet)
     for number, pixels in enumerate(_levels(images, mean, std).numpy()):
         left, top = _MARGIN + number % columns * cell[0], _MARGIN + number // columns * cell[1]
         image = Image.fromarray(pixels)
         sheet.paste(image.resize((width * factor, height * factor), Image.Resampling.BICUBIC), (left, top))
         if captions is not None:
             caption = _shortened(captions[number], width * factor, font)
-            draw.text((left, top + height * factor + 2), caption, _INK, font)
-    _save(sheet, path)
+            pen.text((left, top + height * factor + 2), caption, _INK, font)
+    return sheet
 
 
 def _check(
@@ -111,10 +127,3 @@ def _shortened(caption: str, width: int, font: ImageFont.FreeTypeFont | ImageFon
     while caption and font.getlength(caption + "…") > width:
         caption = caption[:-1]
     return caption.rstrip() + "…"
-
-
-def _save(sheet: Image.Image, path: Path) -> None:
-    try:
-        sheet.save(path, "PNG")
-    except OSError as error:
-        raise UsageError(f"cannot write the contact sheet {path}: {error.strerror or error}") from error

@@ -3,23 +3,15 @@
 import argparse
 import logging
 import os
-import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import fields
 from types import FrameType
-from typing import Any
-
-import zmq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from feedmill_protocol.errors import UsageError
 
 from .config import PRESETS, SAMPLE_TIMEOUT, ServerConfig
-from .server import Server, descriptors
+from .hosting import hosted
+from .progress import shown
+from .server import Server
 
 __all__ = ["add_arguments", "run"]
 
@@ -35,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stream.add_argument("--pipeline", metavar="FILE.py:NAME", help="a pipeline of your own; or module:NAME")
     stream.add_argument("--batch-size", metavar="N", help="samples of a batch (default: the pipeline's, or 64)")
     stream.add_argument("--exact", action="store_true", default=None, help="run its transforms as written, slower")
+    stream.add_argument(
+        "--repeated", action="store_true", default=None, help="a shard that is given twice comes twice; else an error"
+    )
     server = parser.add_argument_group("the server")
     server.add_argument(
         "--bind", metavar="URL", help="where to listen (default: tcp://127.0.0.1:7880; port * finds one)"
@@ -80,28 +75,17 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    # Slots, shards and clients take descriptors; the usual 1024 is for programs that call select().
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if most < (least := descriptors(config.workers)):
-        raise UsageError(f"this process may open {most:,} files, of at least {least:,}; raise it with 'ulimit -Hn'")
-    with suppress(OSError):  # not everywhere allowed, and only for speed: whoever wakes lets a worker end its turn
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    context = zmq.Context()
-    try:
-        with _progress() as progress, Server(config, context, progress) as server:
-            if not args.check:
-                _handle_signals(server)
-            server.prepare()
-            if args.check:
-                _print_check(config, server)
-                return 0
-            endpoint = server.bind()
-            _announce(server, endpoint)
-            server.run()
-        return 0
-    finally:
-        context.destroy(linger=0)
+    with shown() as progress, hosted(config, progress) as server:
+        if not args.check:
+            _handle_signals(server)
+        server.prepare()
+        if args.check:
+            _print_check(config, server)
+            return 0
+        endpoint = server.bind()
+        _announce(server, endpoint)
+        server.run()
+    return 0
 
 
 def _handle_signals(server: Server) -> None:
@@ -156,23 +140,3 @@ def _print_check(config: ServerConfig, server: Server) -> None:
         print(f"fingerprint = {stream.fingerprint}")
         for shard, count in zip(stream.shards, stream.counts.tolist(), strict=True):
             print(f"  {count:>9,}  {shard}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar at a terminal and a line now and then elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn("indexing {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bars: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-
-        def advance(stream: str, done: int, total: int) -> None:
-            if stream not in bars:
-                bars[stream] = progress.add_task(stream, total=total)
-            progress.update(bars[stream], completed=done)
-            if done == total:
-                progress.remove_task(bars.pop(stream))
-            elif not console.is_terminal and done % 1000 == 0:
-                _log.info("indexing %s: %d of %d shards", stream, done, total)
-
-        yield advance

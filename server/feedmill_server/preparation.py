@@ -155,7 +155,7 @@ def _first_samples(catalog: Catalog) -> list[tuple[int, int]]:
 
 def _store(config: ServerConfig, stream: StreamConfig) -> ShardStore:
     cache = Path(config.cache) if config.cache else None
-    return ShardStore(expand(stream.shards), cache=cache, inflated_bytes=config.cache_bytes)
+    return ShardStore(expand(stream.shards, repeated=stream.repeated), cache=cache, inflated_bytes=config.cache_bytes)
 
 
 def _facts(config: ServerConfig, store: ShardStore, open_shards: int) -> StoreFacts:

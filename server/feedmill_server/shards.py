@@ -105,7 +105,7 @@ class ShardStore:
     ``open_shards`` are open at a time. To inflate or scan a shard may take minutes; ``alive`` is called again and again
     meanwhile.
 
-    `index` may be called from several threads, `open` from one.
+    `index` and `stored` may be called from several threads, `open` from one.
     """
 
     def __init__(
@@ -145,6 +145,12 @@ class ShardStore:
         """
         with self._source(i) as source:
             return self._index(i, source)
+
+    def stored(self, i: int) -> Path | None:
+        """Return where the index of shard ``i``, as it is now, is stored; None where it is not."""
+        with self._source(i) as source:
+            stamp = Stamp.of(source.fileno())
+        return next((place for place in self._places(i) if _load(place, stamp)), None)
 
     def open(self, i: int) -> Shard:
         """Return shard ``i``, open. The store closes it, at the latest when so many others have been opened since.

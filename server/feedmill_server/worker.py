@@ -31,12 +31,12 @@ from feedmill_protocol.messages import shorten
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 from .channel import Channel, ChannelClosed
-from .pipeline import Pipeline, dtype_name
+from .pipeline import KEY, Pipeline, dtype_name
 from .randomness import seed_generators
 from .shards import ShardStore
 from .watch import Watch
 
-__all__ = ["Exhausted", "Mill", "work"]
+__all__ = ["Exhausted", "Mill", "reason_of", "work"]
 
 
 class Exhausted(Exception):
@@ -58,12 +58,16 @@ class Mill:
         self, shard: int, index: int, seed: int, rows: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
         """Return the value of every field of one sample; see `Pipeline.__call__` for ``rows``."""
-        opened = self.store.open(shard)
-        wanted = opened.index.members(index)
-        chosen = dict(field.choose(wanted) for field in self.pipeline.fields)
-        members = {extension: opened.read(*place) for extension, place in chosen.items()}
+        members = self.members(shard, index)
         seed_generators(seed)
         return self.pipeline(members, rows)
+
+    def members(self, shard: int, index: int) -> dict[str, Any]:
+        """Return what the pipeline wants of one sample: its key, and bytes by extension."""
+        opened = self.store.open(shard)
+        places = opened.index.members(index)
+        read = {extension: opened.read(*places[extension]) for extension in self.pipeline.wanted(places)}
+        return {KEY: opened.index.key(index), **read}
 
     def key(self, shard: int, index: int) -> str:
         """Return a sample's key."""
@@ -135,7 +139,7 @@ def _part(
             bad.append((row, shard, "", error.reason))
         except Exception as error:  # noqa: BLE001 # the user's transforms may raise anything
             _live_on(error)
-            bad.append((row, shard, key, _reason(error)))
+            bad.append((row, shard, key, reason_of(error)))
         keys.append(key)
         watch.beat()
     return keys, bad
@@ -147,7 +151,7 @@ def _probe(mill: Mill, shard: int, index: int) -> tuple[Any, ...]:
         specs = mill.pipeline.specs(mill.sample(shard, index, 0))
     except Exception as error:  # noqa: BLE001
         _live_on(error)
-        reason = error.reason if isinstance(error, ShardError) else _reason(error)
+        reason = error.reason if isinstance(error, ShardError) else reason_of(error)
         return "unfit", reason
     return "probed", [astuple(spec) for spec in specs]
 
@@ -181,12 +185,12 @@ def _live_on(error: BaseException | None) -> None:
     """Raise Exhausted for an error that may be this process's rather than the sample's."""
     # torch's allocator has no exception of its own
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
-        raise Exhausted(_reason(error), memory=True) from None
+        raise Exhausted(reason_of(error), memory=True) from None
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        raise Exhausted(_reason(error), memory=False) from None
+        raise Exhausted(reason_of(error), memory=False) from None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Say what went wrong, and in which line of the user's code if it did there."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)

@@ -125,6 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="nhwc",
         help="of pictures; tensorcom's converters expect nhwc (default: %(default)s)",
     )
+    parser.add_argument("--keys", metavar="DIR", help="folder with our keys, for servers that have keys")
     parser.add_argument("--single", action="store_true", help="one frame a batch, for clients that say multipart=False")
     parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="seconds without progress of any server, and the end"
@@ -149,7 +150,13 @@ def run(args: argparse.Namespace) -> int:
     with (
         Connection(args.urls, allow64=True, multipart=not args.single, hwm=args.hwm, timeout=None) as connection,
         connect(
-            args.feed, args.stream, seed=args.seed, batch_size=args.batch_size, dtype=dtype, timeout=args.timeout
+            args.feed,
+            args.stream,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            dtype=dtype,
+            timeout=args.timeout,
+            keys=args.keys,
         ) as feed,
     ):
         _log.info("%r goes to %s; waits for readers", feed, ", ".join(connection.endpoints))

@@ -126,7 +126,7 @@ class _Tally:
 
 
 class Options(TypedDict, total=False):
-    """The arguments of `connect` by name, but for ``url`` and ``stream``."""
+    """The arguments of `connect` by name, but for ``url``, ``stream`` and ``keys``."""
 
     rank: int | None
     world_size: int | None

@@ -77,6 +77,8 @@ def local(
     UsageError for arguments, or without ``feedmill[server]``; ShardError and PipelineError for what cannot be served;
     ServerUnavailable when the server has ended, here and later; and what `feedmill.connect` raises.
     """
+    if "keys" in options:
+        raise UsageError("keys: nobody else reaches a private server; leave them out")
     inspect.signature(connect).bind("", None, **options)  # a TypeError before anything is started
     given = {
         "workers": workers,

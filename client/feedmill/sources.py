@@ -164,6 +164,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "(zpull:// takes batches away from other readers)",
     )
     parser.add_argument("--stream", metavar="NAME", help="which stream of feedmill's servers (default: the only one)")
+    parser.add_argument("--keys", metavar="DIR", help="folder with our keys, for servers that have keys")
     parser.add_argument(
         "--timeout", type=float, default=_TIMEOUT, metavar="S", help="give up after so long (default: %(default)g)"
     )
@@ -187,8 +188,9 @@ def open_source(
     if len(kinds) > 1:
         raise UsageError(f"{' '.join(args.urls)}: feedmill's servers and tensorcom's sockets; look at them one by one")
     if kinds == {True}:
-        if args.stream is not None:
-            raise UsageError(f"--stream {args.stream}: tensorcom's sockets have no streams; leave it out")
+        for option, what in (("stream", "streams"), ("keys", "keys")):
+            if (said := getattr(args, option)) is not None:
+                raise UsageError(f"--{option} {said}: tensorcom's sockets have no {what}; leave it out")
         return TensorcomSource(args.urls, args.timeout)
     import torch  # noqa: PLC0415 # takes seconds, and --help does without
 
@@ -206,5 +208,6 @@ def open_source(
             rank=0,
             world_size=1,
             timeout=args.timeout,
+            keys=args.keys,
         )
     )

@@ -9,8 +9,10 @@ Its socket has no name: ``ready`` brings a descriptor of it, and its folder is r
 its children can connect, and nothing is left on the disk, whoever is killed.
 """
 
+import ctypes
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -35,11 +37,15 @@ from .server import Server
 
 __all__ = ["main"]
 
+_PR_SET_CHILD_SUBREAPER: Final = 36  # <sys/prctl.h>
+
 _GRACE: Final = 1.0
 """Seconds for ending in order, after which the kernel does it."""
 
 _TEXT_BYTES: Final = 16 * 1024
 """What an error may say: far below what a channel takes, and more than anybody reads."""
+
+_OPTION: Final = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
 
 
 def main(lifeline: Channel, trainer: int, order: int, pipeline: int | None) -> int:
@@ -49,8 +55,18 @@ def main(lifeline: Channel, trainer: int, order: int, pipeline: int | None) -> i
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which may know what to do with it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # for workers, whose parent is killed: see the end
     threading.Thread(target=_end_with, args=(lifeline, trainer), name="lifeline", daemon=True).start()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="feedmill's server: %(message)s")
+    try:
+        return _serve(lifeline, order, pipeline)
+    finally:  # in a container the trainer may be the init process, which leaves orphans unburied
+        with suppress(ChildProcessError):
+            while True:
+                os.wait()
+
+
+def _serve(lifeline: Channel, order: int, pipeline: int | None) -> int:
     with suppress(ChannelClosed):
         try:
             lifeline.send("begun")
@@ -60,7 +76,7 @@ def main(lifeline: Channel, trainer: int, order: int, pipeline: int | None) -> i
                 _bind(server, lifeline)
                 server.run()
         except FeedmillError as error:
-            lifeline.send("failed", type(error).__name__, [shorten(str(a), _TEXT_BYTES) for a in error.args])
+            lifeline.send("failed", type(error).__name__, [_said_here(str(argument)) for argument in error.args])
             return 1
     return 0
 
@@ -92,6 +108,11 @@ def _config(order: int, *, handed: bool) -> ServerConfig:
         )
     stream["preset" if pipeline in PRESETS else "pipeline"] = pipeline
     return ServerConfig.merge(given, stream, {})
+
+
+def _said_here(text: str) -> str:
+    """Return what an error says, with the options of a command line as the arguments that they are here."""
+    return shorten(_OPTION.sub(lambda option: option[1].replace("-", "_") + "=", text), _TEXT_BYTES)
 
 
 def _bind(server: Server, lifeline: Channel) -> None:

@@ -11,6 +11,7 @@ that this process may not. `feedmill_server.handover` is the other end.
 """
 
 import inspect
+import io
 import operator
 import os
 import socket
@@ -81,11 +82,16 @@ def local(
     given = {
         "workers": workers,
         "memory": memory,
-        "cache": cache and os.fspath(cache),
+        "cache": cache,
         "sample_timeout": sample_timeout,
         "worker_memory": worker_memory,
         "pipeline": pipeline if isinstance(pipeline, str) else None,
-        "stream": {"shards": _listed(shards), "exact": exact, "repeated": repeated},
+        "stream": {
+            "shards": [shards] if isinstance(shards, (str, os.PathLike)) else shards,
+            "exact": exact,
+            "repeated": repeated,
+            "batch_size": options.get("batch_size"),
+        },
     }
     from . import ranks, tensors  # noqa: PLC0415 # torch takes seconds to import; the command line does without
 
@@ -211,20 +217,20 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _listed(shards: PathLike | Sequence[PathLike]) -> list[str]:
-    try:
-        return [os.fspath(path) for path in ([shards] if isinstance(shards, (str, os.PathLike)) else shards)]
-    except TypeError:
-        raise UsageError(f"shards={shards!r}: expected a path, a pattern, or a list of them") from None
-
-
 def _order(given: Mapping[str, Any]) -> bytes:
-    """Pack what the server is to do; what none of the options can be is said here, the rest by the server."""
-    try:
-        said = {key: value for key, value in given.items() if value is not None}
-        return bytes(msgpack.packb(said, default=operator.index))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UsageError(f"feedmill.local: an option is neither text nor a number: {error}") from None
+    """Pack what the server is to do. It says what is wrong with a value, if that can be sent at all."""
+    said = {key: value for key, value in given.items() if value is not None}
+    for key, value in said.items():
+        try:
+            msgpack.packb(value, default=_plain)
+        except (TypeError, ValueError, OverflowError):
+            raise UsageError(f"{key}={value!r}: expected text, a path or a number, or of shards a list") from None
+    return bytes(msgpack.packb(said, default=_plain))
+
+
+def _plain(value: object) -> str | int:
+    """Return what msgpack knows for paths, and for integers of NumPy's. Raises TypeError for anything else."""
+    return os.fsdecode(value) if isinstance(value, os.PathLike) else operator.index(value)  # type: ignore[arg-type]
 
 
 def _packed(pipeline: "Pipeline") -> bytes:
@@ -236,13 +242,23 @@ def _packed(pipeline: "Pipeline") -> bytes:
 
     if not isinstance(pipeline, Pipeline):
         raise UsageError(f"pipeline={pipeline!r}: expected a feedmill_server.Pipeline, or the name of one")
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
+        def persistent_id(self, thing: Any) -> tuple[str, list[str]] | None:
+            # Strings lie in a set in another order in every process, and all ranks must mean the same pipeline.
+            if type(thing) in {set, frozenset} and all(type(item) is str for item in thing):
+                return type(thing).__name__, sorted(thing)
+            return None
+
+    packed = io.BytesIO()
     try:
-        return bytes(cloudpickle.dumps(pipeline))
+        Pickler(packed).dump(pipeline)
     except Exception as error:  # whatever an object has to say that cannot be pickled
         raise UsageError(
             f"the pipeline cannot be sent to worker processes ({type(error).__name__}: {error}); open files, locks and "
             "connections where they are used, in the transform"
         ) from error
+    return packed.getvalue()
 
 
 def _start(descriptors: Sequence[int]) -> "subprocess.Popen[bytes]":

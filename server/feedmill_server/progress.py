@@ -1,4 +1,4 @@
-"""How far indexing is: a bar at a terminal, and a line now and then elsewhere."""
+"""How far indexing is: bars at a terminal while there is something to show, and a line now and then elsewhere."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -18,16 +18,25 @@ def shown() -> Iterator[Callable[[str, int, int], None]]:
     """Show on stderr what is told of each stream: its name, shards that are done, and all of them."""
     console = Console(stderr=True)
     columns = (TextColumn("indexing {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True)
     bars: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
-        def advance(stream: str, done: int, total: int) -> None:
-            if stream not in bars:
-                bars[stream] = progress.add_task(stream, total=total)
-            progress.update(bars[stream], completed=done)
-            if done == total:
-                progress.remove_task(bars.pop(stream))
-            elif not console.is_terminal and done % 1000 == 0:
-                _log.info("indexing %s: %d of %d shards", stream, done, total)
+    def draw(stream: str, done: int, total: int) -> None:
+        if stream not in bars:
+            progress.start()
+            bars[stream] = progress.add_task(stream, total=total)
+        progress.update(bars[stream], completed=done)
+        if done == total:
+            progress.remove_task(bars.pop(stream))
+            if not bars:
+                progress.stop()  # the terminal is not ours alone: a trainer may write there, too
 
-        yield advance
+    def tell(stream: str, done: int, total: int) -> None:
+        if done % 1000 == 0:
+            _log.info("indexing %s: %d of %d shards", stream, done, total)
+
+    try:
+        yield draw if console.is_terminal else tell
+    finally:
+        if bars:
+            progress.stop()

@@ -5,7 +5,7 @@ from typing import Unpack
 
 from feedmill_protocol import limits
 from feedmill_protocol.arguments import integer
-from feedmill_protocol.errors import UsageError
+from feedmill_protocol.errors import PipelineError, UsageError
 from feedmill_server.loader import Made
 from feedmill_server.pipeline import KEY
 
@@ -57,7 +57,9 @@ class MultiWebLoader(WebLoader):
         super().__init__(urls, batches, **options)
         if self._samples is not None:
             raise UsageError("an iterable is read in one process: give it to WebLoader, or write it to shards first")
-        self._fields = _learn(next(self._loader.groups(0, [2])), self._recipe.fields)
+        if (first := next(self._loader.groups(0, [2]), None)) is None:
+            raise PipelineError("pipeline: makes no sample of any; in other processes it must make one of each")
+        self._fields = _learn(first, self._recipe.fields)
         if self._recipe.fields is None:
             self._columns = [Column(name, stack=self._stack) for name, _ in self._fields]
         self._sent = self._recipe.to_send([name for name, _ in self._fields], self._order["batch_size"])

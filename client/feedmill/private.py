@@ -89,7 +89,7 @@ def local(
         "worker_memory": worker_memory,
         "pipeline": pipeline if isinstance(pipeline, str) else None,
         "stream": {
-            "shards": _listed(shards),
+            "shards": [shards] if isinstance(shards, (str, os.PathLike)) else shards,
             "exact": exact,
             "repeated": repeated,
             "batch_size": options.get("batch_size"),

@@ -159,9 +159,8 @@ class WebLoader:
         self._loader = Loader(read, running, whole=self._recipe.fields is None)
 
     def __repr__(self) -> str:
-        what = (
-            f"{self._plan.samples:,} samples of {len(self._store)} shards" if self._samples is None else "an iterable"
-        )
+        shards = f"{len(self._store):,} shard{'s' * (len(self._store) != 1)}"
+        what = f"{self._plan.samples:,} samples of {shards}" if self._samples is None else "an iterable"
         return (
             f"<{type(self).__name__}: {len(self):,} {'samples' if self.batch_size is None else 'batches'} from {what}>"
         )
@@ -240,17 +239,25 @@ class WebLoader:
         return (end - begin for begin, end in map(self._plan.bounds, range(len(self._plan))))
 
     def _order_of(self, samples: int) -> Order:
-        if not self._partial and samples < (needed := (self.batch_size or 1) * self._parts):
-            raise UsageError(f"partial_batches=False: {samples:,} samples are no full batch for each, of {needed:,}")
+        size, parts = self.batch_size or _SINGLES, self._parts
+        if not self._partial and samples < size * parts:
+            raise UsageError(
+                f"partial_batches=False: {samples:,} samples are no full batch for each, of {size * parts:,}"
+            )
+        if 0 < samples % (size * parts) < parts and (samples < size * parts or size == 1):
+            raise UsageError(
+                f"subset=({self._part}, {parts}): {samples:,} samples cannot be dealt to {parts} in equal numbers of "
+                f"batches of at most {size}; have fewer parts, or another batch_size"
+            )
         return {
-            "batch_size": self.batch_size or _SINGLES,
+            "batch_size": size,
             "seed": self._seed,
             "shuffle": self._shardshuffle,
             "window": max(1, -(-self._shuffle * len(self._store) // samples)),
             # Shards alone are shuffled by keeping each of them together.
             "run": 1 if self._shuffle else limits.SHARD_SAMPLES,
             "rank": self._part,
-            "world_size": self._parts,
+            "world_size": parts,
             "last": "keep" if self._partial else "drop",
         }
 
@@ -261,8 +268,8 @@ def _data(urls: Shards | Samples | None, source: Samples | None) -> tuple[list[s
         raise UsageError("give either urls or source=")
     if isinstance(urls, (str, PathLike)):
         return [fspath(urls)], None
-    if isinstance(urls, Sequence) and not any(isinstance(url, Mapping) for url in urls):
-        return [fspath(url) for url in urls], None
+    if isinstance(urls, Sequence) and all(isinstance(url, (str, PathLike)) for url in urls):
+        return [fspath(url) for url in cast("Sequence[str]", urls)], None
     samples = cast("Samples", urls if source is None else source)
     if not isinstance(samples, Iterable):
         raise UsageError(f"{samples!r}: expected shards, or an iterable of samples")

@@ -37,8 +37,8 @@ class Field:
 
 def parse(fields: str | Sequence[str]) -> tuple[Field, ...]:
     """Read ``"ppm;png;jpg cls"`` or ``["ppm;png;jpg", "cls"]``. Raises UsageError."""
-    names = fields.split() if isinstance(fields, str) else list(fields)
-    if not 1 <= len(names) <= limits.FIELDS:
+    names = fields.split() if isinstance(fields, str) else list(fields) if isinstance(fields, Sequence) else []
+    if not all(isinstance(name, str) for name in names) or not 1 <= len(names) <= limits.FIELDS:
         raise UsageError(f"fields={fields!r}: expected 1 to {limits.FIELDS} fields, like 'ppm;png;jpg cls'")
     parsed = tuple(Field(name, tuple(e.lower().lstrip(".") for e in name.split(";"))) for name in names)
     for field in parsed:

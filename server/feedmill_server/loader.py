@@ -69,12 +69,15 @@ def of_shards(mill: Mill, plan: Plan) -> Source:
 def of_iterable(samples: Iterable[Mapping[str, Any]], *, seed: int, shuffle: int = 0) -> Source:
     """Return the samples of any iterable: dicts of members by extension, bytes or decoded already, with their key.
 
-    They are shuffled in a buffer of ``shuffle``. Each epoch iterates anew; it raises UsageError if nothing comes.
+    They are shuffled in a buffer of ``shuffle``. Each epoch iterates anew, and raises UsageError if nothing comes, or
+    something else.
     """
 
     def source(epoch: int) -> Iterator[Raw]:
         number = -1
         for number, sample in enumerate(_shuffled(samples, seed, epoch, shuffle)):
+            if not isinstance(sample, Mapping):
+                raise UsageError(f"the source gave {sample!r}; a sample is a dict of members by extension")
             yield Raw("source", int(sample_seeds(seed, epoch, 0, number)[0]), {KEY: str(number), **sample})
         if number < 0:
             raise UsageError(

@@ -141,10 +141,18 @@ class Pipeline:
         return {extension: self._decoded(extension, data) for extension, data in members.items()}
 
     def through(self, samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Return what the stages make of samples."""
+        """Yield what the stages make of samples. Raises PipelineError if that is something else."""
         for stage in self.stages:
-            samples = iter(stage(samples))
-        return samples
+            made = stage(samples)
+            if not isinstance(made, Iterable):
+                raise PipelineError(
+                    f"pipeline: {stage!r} made {made!r} of an iterator of samples, and no other iterator"
+                )
+            samples = iter(made)
+        for sample in samples:
+            if not isinstance(sample, Mapping):
+                raise PipelineError(f"pipeline: made {type(sample).__name__} of samples, which are dicts")
+            yield sample
 
     def extract(self, sample: Mapping[str, Any]) -> list[Any]:
         """Return what becomes of every field of a sample that is decoded already."""
@@ -198,11 +206,11 @@ def row(field: str, value: Any) -> torch.Tensor:
 
 
 def _stages(pipeline: Stage | Sequence[Stage] | None) -> tuple[Stage, ...]:
-    stages = () if pipeline is None else (pipeline,) if callable(pipeline) else tuple(pipeline)
+    stages = [] if pipeline is None else pipeline if isinstance(pipeline, (list, tuple)) else [pipeline]
     for stage in stages:
         if not callable(stage):
             raise UsageError(f"pipeline: {stage!r} is no function from an iterator of samples to another")
-    return stages
+    return tuple(stages)
 
 
 def _only(samples: Iterator[dict[str, Any]]) -> dict[str, Any]:

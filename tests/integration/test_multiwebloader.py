@@ -61,7 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "epochs": 2,
         "shuffle": 100,
     },
-    "as written, keys, and lists": {
+    "as written, keys and lists, a part, of a shard that comes twice": {
         "fields": "__key__ png cls",
         "decode": "PIL",
         "transforms": [None, COMPOSED, None],
@@ -70,6 +70,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "partial_batches": False,
         "exact": True,
         "seed": 7,
+        "subset": (1, 2),
+        "shuffle": 1000,
     },
     "arrays, numbers and lambdas": {
         "fields": "png cls json",
@@ -79,7 +81,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "batch_size": 16,
     },
     "single samples": {"fields": "__key__ png cls", "decode": "rgb8", "transforms": [None, crop, None], "epochs": 2},
-    "a part, of a shard that comes twice": {"fields": "cls", "batch_size": 6, "subset": (1, 2), "shuffle": 1000},
     "a pipeline": {"fields": "drawn cls", "pipeline": [stage, stage], "batch_size": 20, "shardshuffle": True},
 }
 
@@ -118,7 +119,7 @@ def test_a_loop_that_is_left_leaves_no_process(numbers: str) -> None:
     loader = wl.MultiWebLoader(numbers, processes=2, fields="cls", batch_size=8)
     for _ in loader:
         started = [pid for child in set(children(os.getpid())) - before for pid in (child, *descendants(child))]
-        assert len(started) == 4  # broker, fork server, workers
+        assert len(started) >= 3  # broker, fork server, one of the workers
         break
     assert not any(map(alive, started))
     with pytest.raises(TypeError):
@@ -178,7 +179,7 @@ def test_a_trainer_that_is_ended_leaves_no_process(numbers: str, tmp_path: Path,
         assert trainer.stdout is not None
         assert read_line(trainer.stdout, READY_SECONDS) == "a batch\n"
         started = descendants(trainer.pid)
-        assert len(started) == 4
+        assert len(started) >= 3
         trainer.send_signal(how)
         trainer.stdout.close()
         trainer.wait(10)
@@ -214,6 +215,12 @@ def test_what_cannot_come_from_other_processes_is_an_error_when_the_loader_is_ma
     """Before any is started. It says what would work."""
     with pytest.raises(UsageError, match=says):
         wl.MultiWebLoader(shard, **options)
+
+
+def test_a_pipeline_that_leaves_all_samples_out_is_an_error(shard: str) -> None:
+    """There is nothing to learn the fields from."""
+    with pytest.raises(wl.PipelineError, match=r"^pipeline: makes no sample of any; in other processes it must make"):
+        wl.MultiWebLoader(shard, fields="cls", pipeline=lambda samples: (s for s in samples if not s))
 
 
 def test_an_iterable_is_for_one_process() -> None:

@@ -373,9 +373,11 @@ def test_an_iterator_that_has_ended_is_an_error_not_an_empty_epoch() -> None:
         ({"fields": "png cls", "transforms": [None] * 3}, r"^transforms: 3 were given for the 2 fields png cls$"),
         ({"fields": "png cls", "converters": "tensor"}, r"^converters='tensor': expected one of torch, "),
         ({"converters": "torch"}, r"^transforms, batch_transforms and converters are for fields; say which"),
-        ({"fields": "cls", "pipeline": "relabel"}, r"^pipeline: 'r' is no function"),
+        ({"fields": "cls", "pipeline": "relabel"}, r"^pipeline: .relabel. is no function"),
         ({"batch_size": 50, "partial_batches": False}, r"^partial_batches=False: 47 samples are no full batch"),
         ({"source": []}, r"^give either urls or source=$"),
+        ({"subset": (0, 50), "batch_size": 1}, r"^subset=\(0, 50\): 47 samples cannot be dealt to 50 in equal numbers"),
+        ({"fields": 7}, r"^fields=7: expected 1 to 32 fields"),
     ],
 )
 def test_arguments_that_cannot_work_are_errors_when_the_loader_is_made(
@@ -416,6 +418,22 @@ def test_samples_that_cannot_be_made_are_errors_that_name_them(shard: str, optio
     """Shard, key, and the line of the user's code."""
     with pytest.raises(SampleError, match=r"^shard pictures\.tar, " + says):
         list(wl.WebLoader(shard, batch_size=8, **options))
+
+
+@pytest.mark.parametrize("samples", [[5], "abc", {"cls": 1}])
+def test_what_is_no_sample_is_an_error_that_says_what_is(samples: Any) -> None:
+    """A source has dicts."""
+    with pytest.raises(UsageError, match=r"^the source gave .*; a sample is a dict of members by extension$"):
+        list(wl.WebLoader(None, source=samples, fields="cls"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"), [(lambda _: 5, " made 5 of an iterator"), (lambda _: [5], "made int of sam")]
+)
+def test_what_is_no_stage_is_an_error_of_the_pipeline(shard: str, stage: Any, says: str) -> None:
+    """A stage makes dicts of dicts."""
+    with pytest.raises(wl.PipelineError, match=f"^pipeline: .*{says}"):
+        list(wl.WebLoader(shard, pipeline=stage))
 
 
 def test_what_a_source_raises_comes_as_it_is() -> None:

@@ -8,9 +8,9 @@ import math
 import os
 import time
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from operator import eq
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict
@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict
 from feedmill_protocol import limits, spans
 from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import StreamMismatch, UsageError
-from feedmill_protocol.ledger import State
 from feedmill_protocol.messages import Get, Skipped, Welcome
 from feedmill_protocol.plan import Last, Plan
 from feedmill_protocol.tensors import FieldSpec
 
 from . import addresses, state
-from .connection import Arrived, Connection
+from .connection import Connection
 from .course import Course, Place
 from .keys import load
-from .verdict import Verdict, judge
+from .tally import Stats, Tally
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Feed", "Options", "Stats", "connect"]
 
 _PREFETCH_LEAST: Final = 4
-RECENT: Final = 128
-"""Batches that the verdict is about."""
-
 _PREFETCH_PER_SERVER: Final = 2
 """One batch in the making and one that waits keep a server busy."""
 
@@ -63,66 +59,6 @@ class Batch:
     missing: int
     skipped: tuple[Skipped, ...]
     server: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What a feed has done since it was opened.
-
-    ``waited`` seconds of ``elapsed`` (from the first request to the last batch) the trainer waited for a batch.
-    ``asked_again`` counts requests that were repeated because a server was lost, silent or failed; ``hedged`` those
-    that were sent to a second server because they were late; ``duplicates`` replies that were not needed any more;
-    ``damaged`` messages whose checksum was wrong, at either end, and whose answer was asked for again. ``in_flight``
-    batches are asked for and have not come; ``by_server`` counts those that came by where they came from. ``verdict``
-    says whether the trainer is fed, and what would feed it, by the last `RECENT` batches: print it.
-    """
-
-    batches: int
-    samples: int
-    bytes: int
-    skipped: int
-    waited: float
-    elapsed: float
-    asked_again: int
-    hedged: int
-    duplicates: int
-    damaged: int
-    in_flight: int
-    by_server: dict[str, int]
-    verdict: Verdict
-
-
-@dataclass(slots=True)
-class _Tally:
-    batches: int = 0
-    samples: int = 0
-    bytes: int = 0
-    skipped: int = 0
-    waited: float = 0.0
-    begun: float = 0.0
-    last: float = 0.0
-    by_server: Counter[str] = field(default_factory=Counter)
-    recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
-    """When batches were taken, and how long all before them and they themselves were waited for."""
-
-    def took(self, arrived: Arrived, samples: int, begun: float, now: float) -> None:
-        """Take note of a batch, for which the trainer waited since ``begun``."""
-        message = arrived.message
-        self.batches += 1
-        self.samples += samples
-        self.bytes += message.payload_bytes
-        self.skipped += message.missing
-        self.last = now
-        self.waited += now - begun
-        self.by_server[arrived.server] += 1
-        self.recent.append((now, self.waited))
-
-    def judge(self, working: float | None, servers: int) -> Verdict:
-        """Return the verdict on the recent batches."""
-        if not self.recent:
-            return judge(0, 0, 0, working=working, servers=servers)
-        (first, before), (last, waited) = self.recent[0], self.recent[-1]
-        return judge(len(self.recent) - 1, last - first, waited - before, working=working, servers=servers)
 
 
 class Options(TypedDict, total=False):
@@ -258,7 +194,7 @@ class Feed:
         self._coming: Iterator[Place] = iter(())  # what is asked for next
         self._iteration = 0
         self._closed = False
-        self._tally = _Tally()
+        self._tally = Tally()
         self._server: weakref.finalize[[], Feed] | None = None
         self._finalizer = weakref.finalize(self, connection.close)
 
@@ -372,20 +308,7 @@ class Feed:
 
     def stats(self) -> Stats:
         """Return what this feed has done so far."""
-        tally, connection = self._tally, self._connection
-        ready = sum(state == State.READY.value for state in connection.servers().values())
-        return Stats(
-            tally.batches,
-            tally.samples,
-            tally.bytes,
-            tally.skipped,
-            tally.waited,
-            max(0.0, tally.last - tally.begun),
-            **connection.counters(),
-            in_flight=connection.in_flight(),
-            by_server=dict(tally.by_server),
-            verdict=tally.judge(connection.working(), ready),
-        )
+        return self._tally.stats(self._connection)
 
     def servers(self) -> dict[str, str]:
         """Return the endpoints of all servers, and what is known of each."""

@@ -244,7 +244,8 @@ class WebLoader:
             raise UsageError(
                 f"partial_batches=False: {samples:,} samples are no full batch for each, of {size * parts:,}"
             )
-        if 0 < samples % (size * parts) < parts and (samples < size * parts or size == 1):
+        # What Plan would say in its own words.
+        if self._partial and 0 < samples % (size * parts) < parts and (samples < size * parts or size == 1):
             raise UsageError(
                 f"subset=({self._part}, {parts}): {samples:,} samples cannot be dealt to {parts} in equal numbers of "
                 f"batches of at most {size}; have fewer parts, or another batch_size"

@@ -181,7 +181,11 @@ def test_samples_are_shuffled_within_as_many_shards_as_hold_so_many(tmp_path: Pa
 
 
 def test_parts_share_the_batches(shard: str) -> None:
-    """Every sample comes once, and all parts have as many batches."""
+    """Every sample comes once, and all parts have as many batches; full ones, on demand."""
+    full = [
+        wl.WebLoader(shard, fields="cls", batch_size=1, subset=(part, 3), partial_batches=False) for part in range(3)
+    ]
+    assert [len(part) for part in full] == [len(labels(part)) for part in full] == [15, 15, 15]
     parts = [wl.WebLoader(shard, fields="cls", batch_size=4, subset=(part, 3), shuffle=100) for part in range(3)]
     assert len({len(part) for part in parts}) == 1
     assert sorted(label for part in parts for label in labels(part)) == list(range(N))

@@ -6,19 +6,16 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import fields
 from types import FrameType
-from typing import Any
 
 import zmq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from feedmill_protocol.errors import UsageError
 
 from .config import PRESETS, SAMPLE_TIMEOUT, ServerConfig
+from .progress import progress
 from .server import Server, descriptors
 
 __all__ = ["add_arguments", "run"]
@@ -29,7 +26,8 @@ _log = logging.getLogger("feedmill_server")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``feedmill serve``; their defaults stand in `ServerConfig`."""
     parser.add_argument("shards", nargs="*", metavar="SHARDS", help="tar files; braces and globs are expanded")
-    stream = parser.add_argument_group("the stream that SHARDS are")
+    stream = parser.add_argument_group("the stream")
+    stream.add_argument("--dir", metavar="DIR", help="instead of SHARDS: a folder of pictures, DIR/CLASS/picture.jpg")
     stream.add_argument("--stream", metavar="NAME", help="its name (default: train)")
     stream.add_argument("--preset", metavar="NAME", help=f"a pipeline that comes with feedmill: {' or '.join(PRESETS)}")
     stream.add_argument("--pipeline", metavar="FILE.py:NAME", help="a pipeline of your own; or module:NAME")
@@ -67,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     stream = {
         "name": args.stream,
         "shards": args.shards or None,
+        "dir": args.dir,
         "preset": args.preset,
         "pipeline": args.pipeline,
         "batch_size": args.batch_size,
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     context = zmq.Context()
     try:
-        with _progress() as progress, Server(config, context, progress) as server:
+        with progress("indexing") as advance, Server(config, context, advance) as server:
             if not args.check:
                 _handle_signals(server)
             server.prepare()
@@ -152,23 +151,3 @@ def _print_check(config: ServerConfig, server: Server) -> None:
         print(f"fingerprint = {stream.fingerprint}")
         for shard, count in zip(stream.shards, stream.counts.tolist(), strict=True):
             print(f"  {count:>9,}  {shard}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar at a terminal and a line now and then elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn("indexing {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bars: dict[str, Any] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-
-        def advance(stream: str, done: int, total: int) -> None:
-            if stream not in bars:
-                bars[stream] = progress.add_task(stream, total=total)
-            progress.update(bars[stream], completed=done)
-            if done == total:
-                progress.remove_task(bars.pop(stream))
-            elif not console.is_terminal and done % 1000 == 0:
-                _log.info("indexing %s: %d of %d shards", stream, done, total)
-
-        yield advance

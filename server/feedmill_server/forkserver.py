@@ -36,9 +36,12 @@ from feedmill_protocol.errors import FeedmillError
 
 from .channel import Channel, ChannelClosed
 from .descriptions import PipelineFacts, StoreFacts
+from .folders import FolderStore
 from .jpeg import Backend, choose
 from .pipeline import Pipeline, load
 from .shards import ShardStore, Stamp
+from .stores import Store
+from .tree import Tree
 from .watch import Watch
 from .worker import Exhausted, Mill, work
 
@@ -82,8 +85,10 @@ def _read(fd: int) -> list[StoreFacts]:
         return [StoreFacts(*facts) for facts in msgpack.unpackb(file.read())]
 
 
-def _open(store: StoreFacts) -> ShardStore:
-    """Return the store that the broker describes, with the shards in the state in which the broker saw them."""
+def _open(store: StoreFacts) -> Store:
+    """Return the store that the broker describes, with shards or pictures in the state in which the broker saw them."""
+    if store.tree:
+        return FolderStore(Tree.from_bytes(store.tree), open_shards=store.open_shards)
     return ShardStore(
         [Path(os.fsdecode(path)) for path in store.paths],
         cache=Path(store.cache) if store.cache else None,

@@ -33,7 +33,7 @@ from feedmill_protocol.tensors import FieldSpec, offsets
 from .channel import Channel, ChannelClosed
 from .pipeline import Pipeline, dtype_name
 from .randomness import seed_generators
-from .shards import ShardStore
+from .stores import Store
 from .watch import Watch
 
 __all__ = ["Exhausted", "Mill", "work"]
@@ -52,7 +52,7 @@ class Mill:
     """What a worker needs of a stream."""
 
     pipeline: Pipeline
-    store: ShardStore
+    store: Store
 
     def sample(
         self, shard: int, index: int, seed: int, rows: Sequence[torch.Tensor] | None = None

@@ -266,8 +266,8 @@ def test_a_value_that_cannot_be_is_an_error(options: dict[str, Any], says: str) 
 @pytest.mark.parametrize(
     ("stream", "says"),
     [
-        ({}, "^nothing to serve: give SHARDS and --preset or --pipeline, or --config FILE.toml$"),
-        ({"preset": "imagenet-train"}, "^stream train has no shards$"),
+        ({}, "^nothing to serve: give SHARDS or --dir, and --preset or --pipeline, or --config FILE.toml$"),
+        ({"preset": "imagenet-train"}, "^stream train has no shards; give SHARDS, or a folder of pictures with --dir$"),
         ({"shards": ["a"]}, r"^stream train needs either a pipeline \(FILE.py:NAME\) or a preset, and not both$"),
         ({**STREAM, "pipeline": "a:b"}, "^stream train needs either .* and not both$"),
         (

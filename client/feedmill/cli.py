@@ -13,6 +13,7 @@ __all__ = ["main"]
 _COMMANDS: Final = {
     "serve": ("feedmill_server.cli", "serve batches of augmented samples from shards"),
     "pack": ("feedmill_server.pack", "make shards of a folder of pictures"),
+    "bake": ("feedmill.bake", "augment offline: write epochs of a pipeline as new shards"),
     "bench": ("feedmill.bench", "iterate over a server's batches and say how fast they come"),
     "demo": ("feedmill.demo", "make pictures, serve them from two servers, and train on them"),
 }

@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stream.add_argument("--dir", metavar="DIR", help="instead of SHARDS: a folder of pictures, DIR/CLASS/picture.jpg")
     stream.add_argument("--stream", metavar="NAME", help="its name (default: train)")
     stream.add_argument("--preset", metavar="NAME", help=f"a pipeline that comes with feedmill: {' or '.join(PRESETS)}")
-    stream.add_argument("--pipeline", metavar="FILE.py:NAME", help="a pipeline of your own; or module:NAME")
+    stream.add_argument(
+        "--pipeline",
+        metavar="FILE.py:NAME",
+        help="a pipeline of your own; or module:NAME, or the FILE.json of baked shards",
+    )
     stream.add_argument("--batch-size", metavar="N", help="samples of a batch (default: the pipeline's, or 64)")
     stream.add_argument("--exact", action="store_true", default=None, help="run its transforms as written, slower")
     server = parser.add_argument_group("the server")

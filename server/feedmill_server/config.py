@@ -47,12 +47,13 @@ _PORT: Final = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """One stream: its ``shards`` or a ``dir``, and a ``pipeline`` (FILE.py:NAME or module:NAME) or a ``preset``."""
+    """One stream: its ``shards`` or a ``dir``, and a ``pipeline`` or a ``preset``."""
 
     shards: tuple[str, ...] = ()
     dir: str = ""
     """A folder of pictures, DIR/CLASS/picture.jpg; see `feedmill_server.tree`."""
     pipeline: str = ""
+    """FILE.py:NAME or module:NAME, or the FILE.json of baked shards."""
     preset: str = ""
     batch_size: int | None = None
     exact: bool = False
@@ -163,7 +164,7 @@ def _resolve(stream: dict[str, Any], path: Path) -> None:
         stream["shards"] = [_beside(path, shard) for shard in shards]
     if stream.get("dir"):
         stream["dir"] = _beside(path, stream["dir"])
-    if isinstance(pipeline := stream.get("pipeline"), str) and ".py:" in pipeline:
+    if isinstance(pipeline := stream.get("pipeline"), str) and (".py:" in pipeline or pipeline.endswith(".json")):
         stream["pipeline"] = _beside(path, pipeline)
 
 

@@ -34,6 +34,7 @@ import torchvision
 
 from feedmill_protocol.errors import FeedmillError
 
+from . import baked
 from .channel import Channel, ChannelClosed
 from .descriptions import PipelineFacts, StoreFacts
 from .folders import FolderStore
@@ -73,7 +74,7 @@ def main(control: Channel, broker: int) -> None:
 
 def _load(reference: str, exact: bool, backend: Backend) -> tuple[Pipeline, PipelineFacts]:  # noqa: FBT001
     """Load a pipeline; return it, fused, and what the broker should know of it."""
-    pipeline, source = load(reference)
+    pipeline, source = baked.load(reference) if reference.endswith(".json") else load(reference)
     pipeline, fusion = pipeline.fused(backend, exact=exact)
     fields = [(field.name, field.extensions) for field in pipeline.fields]
     return pipeline, PipelineFacts(fields, pipeline.batch_size, source, fusion)

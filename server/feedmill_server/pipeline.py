@@ -27,6 +27,8 @@ from .decode import Decode, decoder, is_image
 from .fields import Field, parse
 from .fusion import Fused, fuse
 from .jpeg import Backend
+from .randomness import seed_generators
+from .stores import Opened
 
 __all__ = ["Pipeline", "load"]
 
@@ -107,6 +109,19 @@ class Pipeline:
                     value = transform(value)
             values.append(_tensor(field.name, value))
         return values
+
+    def sample(
+        self, shard: Opened, index: int, seed: int, rows: Sequence[torch.Tensor | None] | None = None
+    ) -> list[torch.Tensor]:
+        """Read sample ``index`` of a shard; return the value of every field, drawn from ``seed``.
+
+        ``rows`` are as for a call. Raises ShardError, and what a call raises.
+        """
+        present = shard.index.members(index)
+        chosen = dict(field.choose(present) for field in self.fields)
+        members = {extension: shard.read(*place) for extension, place in chosen.items()}
+        seed_generators(seed)
+        return self(members, rows)
 
     def specs(self, rows: Sequence[torch.Tensor]) -> tuple[FieldSpec, ...]:
         """Return what the rows of a sample say of every sample."""

@@ -32,7 +32,6 @@ from feedmill_protocol.tensors import FieldSpec, offsets
 
 from .channel import Channel, ChannelClosed
 from .pipeline import Pipeline, dtype_name
-from .randomness import seed_generators
 from .stores import Store
 from .watch import Watch
 
@@ -57,13 +56,8 @@ class Mill:
     def sample(
         self, shard: int, index: int, seed: int, rows: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Return the value of every field of one sample; see `Pipeline.__call__` for ``rows``."""
-        opened = self.store.open(shard)
-        wanted = opened.index.members(index)
-        chosen = dict(field.choose(wanted) for field in self.pipeline.fields)
-        members = {extension: opened.read(*place) for extension, place in chosen.items()}
-        seed_generators(seed)
-        return self.pipeline(members, rows)
+        """Return the value of every field of one sample; see `Pipeline.sample`."""
+        return self.pipeline.sample(self.store.open(shard), index, seed, rows)
 
     def key(self, shard: int, index: int) -> str:
         """Return a sample's key."""

@@ -7,6 +7,7 @@ that is there is finished, and whoever goes on makes those that are missing. Pic
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,7 +20,7 @@ from feedmill_protocol.hashing import Domain, hash64
 from .cache import replacing
 from .decode import image_size, require_size
 from .tree import Tree, unique_keys
-from .writing import Sample, ShardWriter, tar_size
+from .writing import END_BYTES, Sample, ShardWriter, tar_size
 
 __all__ = ["Bad", "check", "cut", "order", "pack"]
 
@@ -28,8 +29,8 @@ Progress = Callable[[int, int], None]
 THREADS: Final = 8
 """Pictures that are read at the same time when they are checked."""
 
-_SUBMITTED: Final = 1024
-"""Pictures handed to the threads at a time."""
+_SUBMITTED: Final = 64
+"""Pictures that are read ahead, and held in memory."""
 
 
 class Bad(NamedTuple):
@@ -46,8 +47,8 @@ def check(tree: Tree, progress: Progress) -> list[Bad]:
     with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(tree), _SUBMITTED):
             block = range(first, min(first + _SUBMITTED, len(tree)))
-            for i, reason in zip(block, pool.map(lambda i: _complaint(tree, i), block), strict=True):
-                if reason:
+            for i, read in zip(block, pool.map(partial(_read, tree), block), strict=True):
+                if reason := _complaint(read):
                     bad.append(Bad(i, os.fsdecode(tree.name(i)), reason))
             progress(block.stop, len(tree))
     return bad
@@ -105,7 +106,7 @@ def pack(
     if not len(pictures):
         raise UsageError(f"{tree.root}: no picture is left to pack")
     sizes = [_tar_size(tree, i) for i in pictures.tolist()] if max_bytes is not None else range(len(pictures))
-    shards = cut(sizes, samples, max_bytes)
+    shards = cut(sizes, samples, max_bytes and max_bytes - END_BYTES)
     with writer:
         _write_classes(tree, writer.folder / "classes.txt")
         for number, span in enumerate(shards):
@@ -116,10 +117,19 @@ def pack(
     return writer.braces(len(shards))
 
 
-def _complaint(tree: Tree, i: int) -> str:
+def _read(tree: Tree, i: int) -> bytes | Exception:
     try:
-        require_size(*image_size(tree.read(i)))
-    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: Pillow's, of a broken PNG
+        return tree.read(i)
+    except (OSError, ValueError) as error:
+        return error
+
+
+def _complaint(read: bytes | Exception) -> str:
+    try:
+        if isinstance(read, Exception):
+            raise read
+        require_size(*image_size(read))
+    except Exception as error:  # noqa: BLE001 # Pillow's parsers raise anything
         return " ".join(str(error).split())
     return ""
 

@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
@@ -20,12 +20,16 @@ from feedmill_protocol.errors import ShardError, UsageError
 from .cache import replacing
 from .shards import ShardStore
 
-__all__ = ["Sample", "ShardWriter", "tar_size"]
+__all__ = ["END_BYTES", "Sample", "ShardWriter", "tar_size"]
 
 Sample = tuple[str, Mapping[str, bytes]]
 """A key, and the content of each extension."""
 
 BLOCK: Final = 512
+
+END_BYTES: Final = 2 * BLOCK
+"""What a shard takes beside its members."""
+
 _NUMBER: Final = re.compile(r"%(0\d{1,2})?d")
 
 
@@ -92,15 +96,15 @@ class ShardWriter:
                 for key, members in samples:
                     for extension, content in members.items():
                         _add(file, f"{key}.{extension}", content)
-                file.write(bytes(2 * BLOCK))
+                file.write(bytes(END_BYTES))
                 file.flush()
                 os.fsync(file.fileno())  # or a power cut could leave a file of zeros under the name
             partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise self._unwritable(error) from None
-        except BaseException:
-            partial.unlink(missing_ok=True)
+        except BaseException as error:
+            with suppress(OSError):
+                partial.unlink()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from None
             raise
 
     def index(self, number: int, samples: int) -> None:

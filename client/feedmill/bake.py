@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     max_bytes = None if args.bytes is None else parse_size("bytes", args.bytes)
     if max_bytes is not None and args.format != "npy":
         raise UsageError(f"bytes={args.bytes!r}: the size of JPEGs is not known before; give --samples")
+    writer = ShardWriter(args.out)
     with _serving(args) as url, connect(url, seed=args.seed, dtype=torch.uint8) as feed:
         stored = forms(feed.fields, args.format, quality)
         if samples is None:
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             "samples": samples,
             "quality": quality if args.format == "jpg" else None,
         }
-        with ShardWriter(args.out, made) as writer, progress("baking") as advance:
+        with writer.making(made), progress("baking") as advance:
             shards = bake(feed, writer, stored, epochs, samples, partial(advance, "samples"))
     print(f"{epochs * feed.samples:,} samples of {epochs:,} epochs")
     print(f"feedmill serve '{writer.braces(shards)}' --pipeline {writer.description}")

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 
 from feedmill_protocol.errors import SampleError, UsageError
 from feedmill_protocol.hashing import Domain, hash64
@@ -98,7 +99,7 @@ def pack(
         "bytes": max_bytes,
         "left_out": [os.fsencode(bad.path).decode(errors="backslashreplace") for bad in left_out],
     }
-    writer = ShardWriter(pattern, made)
+    writer = ShardWriter(pattern)
     _check_place(tree, writer.folder)
     gone = np.array([bad.picture for bad in left_out], np.int64)
     pictures = order(tree, seed)
@@ -107,7 +108,7 @@ def pack(
         raise UsageError(f"{tree.root}: no picture is left to pack")
     sizes = [_tar_size(tree, i) for i in pictures.tolist()] if max_bytes is not None else range(len(pictures))
     shards = cut(sizes, samples, max_bytes and max_bytes - END_BYTES)
-    with writer:
+    with writer.making(made):
         _write_classes(tree, writer.folder / "classes.txt")
         for number, span in enumerate(shards):
             if not writer.has(number):
@@ -125,10 +126,12 @@ def _read(tree: Tree, i: int) -> bytes | Exception:
 
 
 def _complaint(read: bytes | Exception) -> str:
+    if isinstance(read, Exception):
+        return str(read)
     try:
-        if isinstance(read, Exception):
-            raise read
         require_size(*image_size(read))
+    except UnidentifiedImageError:
+        return "no JPEG, PNG, PPM, WEBP or BMP file"
     except Exception as error:  # noqa: BLE001 # Pillow's parsers raise anything
         return " ".join(str(error).split())
     return ""

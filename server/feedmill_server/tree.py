@@ -147,7 +147,7 @@ class Tree:
             error.filename = path
             raise
         if (len(data), status.st_size, status.st_mtime_ns) != (size, size, self.mtimes[i]):
-            raise ValueError(f"{path} has changed since it was listed; leave files alone, and start again")
+            raise ValueError(f"changed since it was listed, start again: {path}")  # a report may have 96 bytes
         return data
 
     def digest(self) -> str:

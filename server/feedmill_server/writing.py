@@ -10,10 +10,10 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final
 
 from feedmill_protocol.errors import ShardError, UsageError
 
@@ -34,38 +34,34 @@ _NUMBER: Final = re.compile(r"%(0\d{1,2})?d")
 
 
 class ShardWriter:
-    """The shards that ``pattern`` names, like ``train-%06d.tar``, and the file train.json that says how they are made.
+    """The shards that ``pattern`` names, like ``train-%06d.tar``, and train.json, which says how they are made.
 
-    ``made`` is what that file has: whatever the samples depend on, and what readers should know, as JSON. Use it as a
-    context manager; nobody else can write the same shards meanwhile. Raises UsageError for a pattern that cannot work,
-    where shards of another making lie under these names, and where the folder cannot be written.
+    Raises UsageError for a pattern that cannot work.
     """
 
-    def __init__(self, pattern: str, made: Mapping[str, Any]) -> None:
+    def __init__(self, pattern: str) -> None:
         self._folder = Path(os.path.expanduser(pattern)).parent  # noqa: PTH111 # Path's raises without a home
         self._name = os.path.basename(pattern)  # noqa: PTH119 # a name, not yet a path
         if len(_NUMBER.findall(self._name)) != 1 or self._name.count("%") != 1 or not self._name.endswith(".tar"):
             raise UsageError(f"{pattern!r} names no shards; expected a pattern with one number, like train-%06d.tar")
         prefix = _NUMBER.sub("", self._name).removesuffix(".tar").strip("-_.")
         self.description = self._folder / f"{prefix or 'shards'}.json"
-        self._made = json.loads(json.dumps(made))
-        self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
-        try:
-            (hidden := self._folder / ".feedmill").mkdir(parents=True, exist_ok=True)
-            lock = self._stack.enter_context((hidden / f"{self.description.name}.lock").open("wb"))
-            self._begin(lock)
-        except OSError as error:
-            self._stack.close()
-            raise self._unwritable(error) from None
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
+    @contextmanager
+    def making(self, made: Mapping[str, Any]) -> Iterator[None]:
+        """Write shards while the block runs, and nobody else does.
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        ``made`` is what the description has: whatever the samples depend on, and what readers should know, as JSON.
+        Raises UsageError where shards of another making lie under these names, and where the folder cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                (hidden := self._folder / ".feedmill").mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((hidden / f"{self.description.name}.lock").open("wb"))
+                self._begin(lock, json.loads(json.dumps(made)))
+            except OSError as error:
+                raise self._unwritable(error) from None
+            yield
 
     @property
     def folder(self) -> Path:
@@ -114,7 +110,7 @@ class ShardWriter:
         if found != samples:
             raise ShardError(path.name, f"has {found:,} samples, not {samples:,}; delete it, and it is made again")
 
-    def _begin(self, lock: BinaryIO) -> None:
+    def _begin(self, lock: BinaryIO, made: Mapping[str, Any]) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -128,12 +124,12 @@ class ShardWriter:
                     "choose another name"
                 ) from None
             with replacing(self.description) as file:
-                file.write(json.dumps(self._made, indent=1).encode() + b"\n")
+                file.write(json.dumps(made, indent=1).encode() + b"\n")
             return
         except ValueError:
             before = {}
-        if before != self._made:
-            changed = [key for key in self._made if not isinstance(before, dict) or before.get(key) != self._made[key]]
+        if before != made:
+            changed = [key for key in made if not isinstance(before, dict) or before.get(key) != made[key]]
             raise UsageError(
                 f"{self.description} says that these shards were made from something else ({', '.join(changed)}); "
                 "delete it and them, or choose another name"

@@ -13,7 +13,8 @@ SAMPLES: list[Sample] = [("a/1", {"JPG": b"1" * 513, "cls": b"7"}), ("x" * 150, 
 
 
 def write(folder: Path, **made: object) -> Path:
-    with ShardWriter(f"{folder}/t-%03d.tar", made) as writer:
+    writer = ShardWriter(f"{folder}/t-%03d.tar")
+    with writer.making(made):
         writer.write(0, iter(SAMPLES))
         writer.index(0, 2)
         return writer.path(0)
@@ -44,7 +45,8 @@ def test_an_interrupted_shard_is_not_there(tmp_path: Path) -> None:
         yield SAMPLES[0]
         raise KeyboardInterrupt
 
-    with ShardWriter(f"{tmp_path}/t-%03d.tar", {}) as writer:
+    writer = ShardWriter(f"{tmp_path}/t-%03d.tar")
+    with writer.making({}):
         with pytest.raises(KeyboardInterrupt):
             writer.write(0, interrupted())
         assert not writer.has(0)
@@ -68,18 +70,20 @@ def test_what_was_made_is_said_beside_the_shards_and_compared(tmp_path: Path) ->
 
 def test_two_cannot_write_the_same_shards_at_a_time(tmp_path: Path) -> None:
     """The second is told; others may write beside them."""
-    with ShardWriter(f"{tmp_path}/t-%d.tar", {}):
-        with pytest.raises(UsageError, match=r"t-0.tar: another process is writing these shards"):
-            ShardWriter(f"{tmp_path}/t-%d.tar", {}).__enter__()
-        with ShardWriter(f"{tmp_path}/v-%d.tar", {}) as other:
-            assert other.description.name == "v.json"
+    first, second, other = (ShardWriter(f"{tmp_path}/{name}") for name in ("t-%d.tar", "t-%d.tar", "v-%d.tar"))
+    with first.making({}):
+        with pytest.raises(UsageError, match=r"t-0.tar: another process is writing these shards"), second.making({}):
+            pass
+        with other.making({}):
+            pass
     write(tmp_path)
 
 
 def test_a_shard_of_other_samples_is_found_out(tmp_path: Path) -> None:
     """One that somebody put there, say."""
     write(tmp_path)
-    with ShardWriter(f"{tmp_path}/t-%03d.tar", {}) as writer:
+    writer = ShardWriter(f"{tmp_path}/t-%03d.tar")
+    with writer.making({}):
         with pytest.raises(ShardError, match=r"shard t-000.tar: has 2 samples, not 3; delete it"):
             writer.index(0, 3)
         writer.path(1).write_bytes(b"")
@@ -91,7 +95,7 @@ def test_a_shard_of_other_samples_is_found_out(tmp_path: Path) -> None:
 def test_a_pattern_without_one_number_is_an_error(pattern: str) -> None:
     """It shows one that works."""
     with pytest.raises(UsageError, match=r"names no shards; expected a pattern with one number, like train-%06d.tar"):
-        ShardWriter(pattern, {})
+        ShardWriter(pattern)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -99,7 +103,8 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match=r"file cannot be written: Not a directory"):
         write(tmp_path / "file")
-    with ShardWriter(f"{tmp_path}/t-%03d.tar", {}) as writer:
+    writer = ShardWriter(f"{tmp_path}/t-%03d.tar")
+    with writer.making({}):
         (tmp_path / ".t-000.tar.partial").mkdir()
         with pytest.raises(FeedmillError, match=r"cannot be written: Is a directory"):
             writer.write(0, SAMPLES)
@@ -111,7 +116,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 )
 def test_shards_are_named_as_serve_takes_them(tmp_path: Path, pattern: str, shards: int, braces: str) -> None:
     """To be pasted."""
-    writer = ShardWriter(f"{tmp_path}/{pattern}", {})
+    writer = ShardWriter(f"{tmp_path}/{pattern}")
     assert writer.braces(shards) == f"{tmp_path}/{braces}"
     assert writer.description.name == ("shards.json" if pattern.startswith("%") else "t.json")
 

@@ -21,6 +21,7 @@ from feedmill_protocol.errors import (
 )
 
 from .feed import Batch, Feed, Stats, connect
+from .private import local
 
 if TYPE_CHECKING:
     from .dataset import FeedDataset
@@ -41,6 +42,7 @@ __all__ = [
     "UsageError",
     "VersionMismatch",
     "connect",
+    "local",
 ]
 
 __version__ = "0.1.0"

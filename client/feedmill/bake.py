@@ -1,6 +1,6 @@
 """``feedmill bake``: augmentation offline. Epochs of a pipeline become new shards, which a server then only reads.
 
-An ordinary feed of a server of its own, in the order of the plan. So what a shard has is a pure function of the data,
+An ordinary feed of a private server, in the order of the plan. So what a shard has is a pure function of the data,
 the pipeline, the seed and the size of shards: one that is there is finished, and whoever goes on makes those that are
 missing. Every epoch begins a shard.
 """
@@ -8,11 +8,6 @@ missing. Every epoch begins a shard.
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-import tempfile
-from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -24,10 +19,10 @@ from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import UsageError
 from feedmill_server.baked import FORMATS, describe, forms
 from feedmill_server.config import PRESETS, parse_size
-from feedmill_server.progress import progress
+from feedmill_server.progress import shown
 from feedmill_server.writing import ShardWriter, tar_size
 
-from . import connect
+from . import local
 
 if TYPE_CHECKING:
     import argparse
@@ -42,9 +37,6 @@ __all__ = ["Span", "add_arguments", "bake", "run"]
 
 _SAMPLES: Final = 1000
 """Samples of a shard: 150 MB of arrays of 224²."""
-
-_STOP_SECONDS: Final = 10.0
-"""Twice what a server promises for its end."""
 
 
 class Span(NamedTuple):
@@ -72,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=FORMATS, default="npy", help="pictures as arrays (npy) or encoded again (default: npy)"
     )
     parser.add_argument("--quality", metavar="N", type=int, default=90, help="of JPEGs, 1 to 100 (default: 90)")
-    parser.add_argument("--workers", metavar="N", help="worker processes (default: one for each core)")
+    parser.add_argument("--workers", metavar="N", type=int, help="worker processes (default: one for each core)")
     parser.add_argument("--batch-size", metavar="N", type=int, help="of the baked stream (default: the pipeline's)")
 
 
@@ -86,7 +78,19 @@ def run(args: argparse.Namespace) -> int:
     if max_bytes is not None and args.format != "npy":
         raise UsageError(f"bytes={args.bytes!r}: the size of JPEGs is not known before; give --samples")
     writer = ShardWriter(args.out)
-    with _serving(args) as url, connect(url, seed=args.seed, dtype=torch.uint8) as feed:
+    if bool(args.preset) == bool(args.pipeline):
+        raise UsageError("give either --preset NAME or --pipeline FILE.py:NAME")
+    with local(
+        args.preset or args.pipeline,
+        args.shards,
+        workers=args.workers,
+        exact=args.exact,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        dtype=torch.uint8,  # unfinished: the baked stream's clients finish it
+        rank=0,
+        world_size=1,
+    ) as feed:
         stored = forms(feed.fields, args.format, quality)
         if samples is None:
             samples = _SAMPLES if max_bytes is None else max(1, max_bytes // _sample_bytes(stored))
@@ -101,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             "samples": samples,
             "quality": quality if args.format == "jpg" else None,
         }
-        with writer.making(made), progress("baking") as advance:
+        with writer.making(made), shown("baking") as advance:
             shards = bake(feed, writer, stored, epochs, samples, partial(advance, "samples"))
     print(f"{epochs * feed.samples:,} samples of {epochs:,} epochs")
     print(f"feedmill serve '{writer.braces(shards)}' --pipeline {writer.description}")
@@ -161,43 +165,3 @@ def _sample_bytes(stored: Sequence[Form]) -> int:
     """Return what a sample takes of a shard."""
     rows = (torch.zeros(form.spec.shape, dtype=getattr(torch, form.spec.dtype)) for form in stored)
     return sum(tar_size(form.extension, len(form.encode(row))) for form, row in zip(stored, rows, strict=True))
-
-
-@contextmanager
-def _serving(args: argparse.Namespace) -> Iterator[str]:
-    """Serve the shards to this process alone while the block runs; yield where."""
-    options = {"preset": args.preset, "pipeline": args.pipeline, "workers": args.workers, "batch-size": args.batch_size}
-    command = [sys.executable, "-m", "feedmill", "serve", *args.shards]
-    for name, value in options.items():
-        command += [] if value is None else [f"--{name}", str(value)]
-    command += ["--exact"] if args.exact else []
-    # Settings that are meant for the user's own servers stay away from this one.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("FEEDMILL_")}
-    with tempfile.TemporaryDirectory(prefix="feedmill-") as folder, tempfile.TemporaryFile() as log:
-        url = f"ipc://{folder}/bake"
-        process = subprocess.Popen(  # noqa: S603 # this Python, and what the user gave
-            [*command, "--bind", url],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            process_group=0,  # Ctrl-C is for this process, which then ends its server in order
-        )
-        with process, _ended(process):
-            ready = process.stdout.readline() if process.stdout else b""
-            if not ready.startswith(b"ready "):
-                log.seek(0)
-                lines = log.read().decode(errors="replace").strip().splitlines()
-                raise UsageError(lines[-1].removeprefix("feedmill: ") if lines else "the server ended without a word")
-            yield url
-
-
-@contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
-        process.kill()

@@ -96,7 +96,8 @@ class _Peer:
 class Connection:
     """The servers behind ``urls``, in a thread of its own. ``allocate`` makes room for a block of so many bytes.
 
-    Everything that waits raises the error that ended the connection, if one did.
+    Everything that waits raises the error that ended the connection, if one did; and what ``guard`` raises, which is
+    called now and then meanwhile, and may be replaced.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Connection:
         self.pid = os.getpid()
         self.contract: Welcome | None = None
         self.counts: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        self.guard: Callable[[], None] = lambda: None
         self._urls = urls
         self._allocate = allocate
         self._ledger = Ledger(stream, timeout=timeout, now=time.monotonic())
@@ -195,6 +197,7 @@ class Connection:
                 raise self._error
             if not self._thread.is_alive():
                 raise UsageError("the feed was closed while a batch was awaited")
+            self.guard()
             self._lock.wait(0.5)
 
     def _command(self, command: Callable[[float], None]) -> None:

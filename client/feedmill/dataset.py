@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final, Literal, NoReturn, TypedDict, Unpack
+from typing import Any, Final, NoReturn, Unpack
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -17,10 +17,9 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from feedmill_protocol import limits
 from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import UsageError
-from feedmill_protocol.plan import Last
 
 from . import ranks
-from .feed import Feed, connect
+from .feed import Feed, Options, connect
 from .state import VERSION
 
 __all__ = ["FeedDataset", "Options"]
@@ -29,25 +28,6 @@ _WORKERS: Final = 1024
 """Worker processes of a DataLoader at most: room for a number of each, 8 KiB of shared memory."""
 
 _MARK: Final = 2**32
-
-
-class Options(TypedDict, total=False):
-    """The arguments of `connect` by name."""
-
-    rank: int | None
-    world_size: int | None
-    seed: int
-    shuffle: bool
-    batch_size: int | None
-    window: int
-    run: int
-    last: Last
-    order: Literal["plan", "arrival"]
-    on_error: Literal["raise", "skip"]
-    prefetch: int | None
-    device: str | torch.device
-    dtype: torch.dtype | None
-    timeout: float
 
 
 class _Tensors(tuple[torch.Tensor, ...]):

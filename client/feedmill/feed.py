@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import eq
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict
 
 from feedmill_protocol import limits, spans
 from feedmill_protocol.arguments import integer
@@ -29,9 +29,10 @@ from .course import Course, Place
 if TYPE_CHECKING:
     import torch
 
+    from .private import PrivateServer
     from .tensors import Tensors
 
-__all__ = ["Batch", "Feed", "Stats", "connect"]
+__all__ = ["Batch", "Feed", "Options", "Stats", "connect"]
 
 _PREFETCH_LEAST: Final = 4
 _PREFETCH_PER_SERVER: Final = 2
@@ -87,6 +88,25 @@ class _Tally:
     waited: float = 0.0
     begun: float = 0.0
     last: float = 0.0
+
+
+class Options(TypedDict, total=False):
+    """The arguments of `connect` by name, but for ``url`` and ``stream``."""
+
+    rank: int | None
+    world_size: int | None
+    seed: int
+    shuffle: bool
+    batch_size: int | None
+    window: int
+    run: int
+    last: Last
+    order: Literal["plan", "arrival"]
+    on_error: Literal["raise", "skip"]
+    prefetch: int | None
+    device: "str | torch.device"
+    dtype: "torch.dtype | None"
+    timeout: float
 
 
 def connect(
@@ -199,6 +219,7 @@ class Feed:
         self._iteration = 0
         self._closed = False
         self._tally = _Tally()
+        self._server: weakref.finalize[[], Feed] | None = None
         self._finalizer = weakref.finalize(self, connection.close)
 
     def __repr__(self) -> str:
@@ -326,11 +347,29 @@ class Feed:
         """Return the endpoints of all servers, and what is known of each."""
         return self._connection.servers()
 
+    def own(self, server: "PrivateServer") -> None:
+        """Take over the server of this feed, which ends with it; and if it ends before, waiting raises its error."""
+        connect = self._reopen
+
+        def reopen() -> Connection:
+            connection = connect()
+            connection.guard = server.check
+            return connection
+
+        self._reopen = reopen
+        self._connection.guard = server.check
+        # Finalizers run in reverse order: the server must be said goodbye before it is gone.
+        self._finalizer.detach()
+        self._server = weakref.finalize(self, server.close)
+        self._finalizer = weakref.finalize(self, self._connection.close)
+
     def close(self) -> None:
-        """Leave the servers. May be called twice."""
+        """Leave the servers, and end that of a feed of `feedmill.local`. May be called twice."""
         self._closed = True
         self._iteration += 1
         self._finalizer()
+        if self._server is not None:
+            self._server()
 
     def _check(self, iteration: int) -> None:
         """Raise UsageError unless this is the iteration that is under way, in this process."""

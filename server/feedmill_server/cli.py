@@ -3,20 +3,15 @@
 import argparse
 import logging
 import os
-import resource
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import fields
 from types import FrameType
 
-import zmq
-
-from feedmill_protocol.errors import UsageError
-
 from .config import PRESETS, SAMPLE_TIMEOUT, ServerConfig
-from .progress import progress
-from .server import Server, descriptors
+from .hosting import hosted
+from .progress import shown
+from .server import Server
 
 __all__ = ["add_arguments", "run"]
 
@@ -79,28 +74,17 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    # Slots, shards and clients take descriptors; the usual 1024 is for programs that call select().
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if most < (least := descriptors(config.workers)):
-        raise UsageError(f"this process may open {most:,} files, of at least {least:,}; raise it with 'ulimit -Hn'")
-    with suppress(OSError):  # not everywhere allowed, and only for speed: whoever wakes lets a worker end its turn
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    context = zmq.Context()
-    try:
-        with progress("indexing") as advance, Server(config, context, advance) as server:
-            if not args.check:
-                _handle_signals(server)
-            server.prepare()
-            if args.check:
-                _print_check(config, server)
-                return 0
-            endpoint = server.bind()
-            _announce(server, endpoint)
-            server.run()
-        return 0
-    finally:
-        context.destroy(linger=0)
+    with shown("indexing") as progress, hosted(config, progress) as server:
+        if not args.check:
+            _handle_signals(server)
+        server.prepare()
+        if args.check:
+            _print_check(config, server)
+            return 0
+        endpoint = server.bind()
+        _announce(server, endpoint)
+        server.run()
+    return 0
 
 
 def _handle_signals(server: Server) -> None:

@@ -5,9 +5,10 @@ of all that was imported. This process stays single-threaded and touches neither
 
 It dies with the broker, and the workers die with it: the kernel sees to that, whatever way the broker ends.
 
-Conversation: the broker sends ``load`` (pipelines), which ``loaded`` or ``unfit`` answers; then ``open`` (shards),
-with the message itself in a memory file, since it has every path; then ``fork``, with a worker's end of a channel and
-its watch, and ``signal``, which a worker is sent, as often as it likes. It is told of every worker that ``exited``.
+Conversation: the broker sends ``load`` (pipelines, or the descriptor of one), which ``loaded`` or ``unfit`` answers;
+then ``open`` (shards), with the message itself in a memory file, since it has every path; then ``fork``, with a
+worker's end of a channel and its watch, and ``signal``, which a worker is sent, as often as it likes. It is told of
+every worker that ``exited``.
 """
 
 import ctypes
@@ -38,6 +39,7 @@ from . import baked
 from .channel import Channel, ChannelClosed
 from .descriptions import PipelineFacts, StoreFacts
 from .folders import FolderStore
+from .handover import unpack
 from .jpeg import Backend, choose
 from .pipeline import Pipeline, load
 from .shards import ShardStore, Stamp
@@ -55,10 +57,10 @@ def main(control: Channel, broker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the broker alone decides when the workers go
         signal.signal(number, signal.SIG_IGN)
     try:
-        (_, references, jpeg), _ = control.receive()
+        (_, references, jpeg), handed = control.receive()
         try:
             backend = choose(jpeg)
-            loaded = [_load(reference, exact, backend) for reference, exact in references]
+            loaded = [_load(reference, exact, backend, handed) for reference, exact in references]
         except FeedmillError as error:
             control.send("unfit", str(error))
             return
@@ -72,12 +74,21 @@ def main(control: Channel, broker: int) -> None:
         return
 
 
-def _load(reference: str, exact: bool, backend: Backend) -> tuple[Pipeline, PipelineFacts]:  # noqa: FBT001
-    """Load a pipeline; return it, fused, and what the broker should know of it."""
-    pipeline, source = baked.load(reference) if reference.endswith(".json") else load(reference)
+def _load(
+    reference: str,
+    exact: bool,  # noqa: FBT001
+    backend: Backend,
+    handed: Sequence[int],
+) -> tuple[Pipeline, PipelineFacts]:
+    """Load a pipeline, or unpack one that was handed over; return it, fused, and what the broker should know of it."""
+    pipeline, source = unpack(handed[0]) if handed else _named(reference)
     pipeline, fusion = pipeline.fused(backend, exact=exact)
     fields = [(field.name, field.extensions) for field in pipeline.fields]
     return pipeline, PipelineFacts(fields, pipeline.batch_size, source, fusion)
+
+
+def _named(reference: str) -> tuple[Pipeline, str]:
+    return baked.load(reference) if reference.endswith(".json") else load(reference)
 
 
 def _read(fd: int) -> list[StoreFacts]:

@@ -11,7 +11,7 @@ from feedmill_protocol.errors import DataError
 
 from .config import parse_size
 from .packing import Bad, check, pack
-from .progress import progress
+from .progress import shown
 from .tree import Tree
 
 __all__ = ["add_arguments", "run"]
@@ -51,15 +51,15 @@ def run(args: argparse.Namespace) -> int:
         samples = integer("samples", samples, 1, limits.SHARD_SAMPLES)
     elif max_bytes is None:
         samples = _SAMPLES
-    with progress("listing") as advance:
+    with shown("listing") as advance:
         tree = Tree.scan(args.dir, partial(advance, "classes"))
-    with progress("checking") as advance:
+    with shown("checking") as advance:
         bad = check(tree, partial(advance, "pictures")) if args.check or args.skip_bad else []
     if bad and not args.skip_bad:
         raise DataError(_say(tree, bad))
     for _, path, reason in bad:
         _log.warning("left out: %s: %s", path, reason)
-    with progress("packing") as advance:
+    with shown("packing") as advance:
         shards = pack(
             tree,
             args.out,

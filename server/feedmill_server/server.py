@@ -63,10 +63,18 @@ def descriptors(workers: int) -> int:
 
 
 class Server:
-    """A server of ``config``. Use it as a context manager: `prepare`, `bind`, `run`."""
+    """A server of ``config``. Use it as a context manager: `prepare`, `bind`, `run`.
+
+    ``progress`` is told of each stream how far indexing is: its name, shards that are done, all shards. ``handed`` is a
+    descriptor of a pipeline for `feedmill_server.handover`; the only stream then has that one.
+    """
 
     def __init__(
-        self, config: ServerConfig, context: zmq.Context[zmq.Socket[bytes]], progress: Callable[[str, int, int], None]
+        self,
+        config: ServerConfig,
+        context: zmq.Context[zmq.Socket[bytes]],
+        progress: Callable[[str, int, int], None],
+        handed: int | None = None,
     ) -> None:
         self.config = config
         self.served: list[Served] = []
@@ -74,7 +82,12 @@ class Server:
         self._progress = progress
         pipelines = [(s.pipeline or PRESETS[s.preset], s.exact) for s in config.streams.values()]
         self._workers = Workers(
-            config.workers, pipelines, config.jpeg, timeout=config.sample_timeout, memory=config.worker_memory
+            config.workers,
+            pipelines,
+            config.jpeg,
+            timeout=config.sample_timeout,
+            memory=config.worker_memory,
+            handed=handed,
         )
         self._pool = SlotPool(config.memory)
         self._socket = context.socket(zmq.ROUTER)
@@ -109,8 +122,12 @@ class Server:
 
     # Serving.
 
-    def bind(self) -> str:
-        """Listen; return the endpoint, with the port that was found when ``*`` was asked for. Raises UsageError."""
+    def bind(self, url: str | None = None) -> str:
+        """Listen where the configuration says unless told otherwise. Raises UsageError.
+
+        Returns the endpoint, with the port that was found when ``*`` was asked for.
+        """
+        url = url or self.config.bind
         router = self._socket
         router.set(zmq.ROUTER_MANDATORY, 1)  # an unknown client is an error, not silence
         # Each client has at most OUTSTANDING batches to come, and a PONG for each of its pings.
@@ -119,8 +136,7 @@ class Server:
         # What a client that was stopped does not take would stay pinned as long as its kernel keeps the connection.
         # Over ipc there is no such thing; but there a stopped client can be seen, and killed, on the same machine.
         router.set(zmq.TCP_MAXRT, round(CLIENT_SILENCE * 1000))
-        router.set(zmq.IPV6, "[" in self.config.bind)
-        url = self.config.bind
+        router.set(zmq.IPV6, "[" in url)
         if _somebody_listens(url):
             raise UsageError(f"cannot listen on {url}: {os.strerror(zmq.EADDRINUSE)}; choose another with --bind")
         try:

@@ -76,16 +76,25 @@ class Workers:
 
     ``pipelines`` say where each stream's pipeline is (FILE.py:NAME or module:NAME) and whether it runs as written;
     ``jpeg`` names the decoder, "" for the fastest. A worker may take ``timeout`` seconds for a sample, and ``memory``
-    bytes beyond what it is born with (None: all there is).
+    bytes beyond what it is born with (None: all there is). ``handed`` is a descriptor of the only pipeline where that
+    is an object (`feedmill_server.handover`); what ``pipelines`` has is then but a name for it.
     """
 
     def __init__(
-        self, count: int, pipelines: Sequence[tuple[str, bool]], jpeg: str, *, timeout: float, memory: int | None
+        self,
+        count: int,
+        pipelines: Sequence[tuple[str, bool]],
+        jpeg: str,
+        *,
+        timeout: float,
+        memory: int | None,
+        handed: int | None = None,
     ) -> None:
         self.count = count
         self.timeout = timeout
         self.channels: dict[int, Channel] = {}
         self._pipelines, self._jpeg, self._memory = list(pipelines), jpeg, memory
+        self._handed = [] if handed is None else [handed]
         self._stores: Sequence[StoreFacts] = ()
         self._loaded: tuple[list[PipelineFacts], str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -128,7 +137,7 @@ class Workers:
                 process_group=0,  # a terminal's Ctrl-C is for the broker, also while torch is being imported
             )
         with suppress(ChannelClosed):  # that it is gone is about to be noticed
-            self._control.send("load", self._pipelines, self._jpeg)
+            self._control.send("load", self._pipelines, self._jpeg, fds=self._handed)
 
     def open(self, stores: Sequence[StoreFacts]) -> None:
         """Tell the fork server which shards to work on, those of each stream."""

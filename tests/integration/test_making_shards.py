@@ -216,7 +216,7 @@ def test_an_interrupted_baking_goes_on(tmp_path: Path, source: str) -> None:
         before = contents(tmp_path)
         for number in (0, 3, 4, 7, 8, 15):
             writer.path(number).unlink()
-        assert bake(feed, writer, stored, 2, 7, lambda made, total: done.append((made, total))) == 16
+        assert bake(feed, writer, stored, 2, 7, lambda *args: done.append(args)) == 16
     assert contents(tmp_path) == before
     assert done[6:9] == [(49, 100), (50, 100), (57, 100)]
 
@@ -241,7 +241,7 @@ def test_baking_says_in_one_line_what_it_cannot_do(tmp_path: Path, originals: st
     """Exit code 2; what the server said is said once."""
     traps = pipeline.replace("TRAIN", "TRAPS")
     for args, said in (
-        ((originals, "b-%d.tar"), "stream train needs either a pipeline"),
+        ((originals, "b-%d.tar"), "give either --preset NAME or --pipeline FILE.py:NAME"),
         (("none.tar", "b-%d.tar", "--pipeline", pipeline), "shard none.tar: No such file or directory"),
         ((originals, "b-%d.tar", "--pipeline", traps), "the pipeline fails on the first samples"),
         ((originals, "b.tar", "--pipeline", pipeline), "'b.tar' names no shards"),
@@ -264,7 +264,7 @@ def test_baking_ends_with_its_server_on_ctrl_c(tmp_path: Path, originals: str, p
     """No process and no unfinished shard is left; what is finished stays."""
     args = ("bake", originals, "b/b-%03d.tar", "--pipeline", pipeline, "--epochs", "1000", "--samples", "50")
     with subprocess.Popen(command(*args), env=environment(tmp_path), cwd=tmp_path, stderr=subprocess.PIPE) as process:
-        processes.wait_until(lambda: (tmp_path / "b" / "b-002.tar").exists(), 30, "a shard is there")
+        processes.wait_until((tmp_path / "b" / "b-002.tar").exists, 30, "a shard is there")
         family = processes.descendants(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(15) == 130

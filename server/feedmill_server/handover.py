@@ -1,0 +1,35 @@
+"""A pipeline that a trainer hands to its private server: an object, with the lambdas and closures that it is made of.
+
+It travels as a pickle, and a pickle is a program. The rule of this file: what is unpacked here comes from the process
+that started this server and runs as the same user, in a memory file that it made and that has no name; that process
+could as well have run the program itself. So nothing here reads a socket, or a file that anybody names, and only
+`feedmill_server.forkserver` unpacks: the broker, which clients speak to, hands the descriptor on and never looks.
+"""
+
+import hashlib
+import os
+import pickle
+
+from feedmill_protocol.errors import PipelineError
+
+from .pipeline import Pipeline
+
+__all__ = ["unpack"]
+
+
+def unpack(fd: int) -> tuple[Pipeline, str]:
+    """Return the pipeline in a memory file, and a digest of its pickle. Raises PipelineError.
+
+    It may be unpacked again, by the fork server that replaces this one: the file's position is left alone.
+    """
+    packed = os.pread(fd, os.fstat(fd).st_size, 0)
+    try:
+        pipeline = pickle.loads(packed)  # noqa: S301 # see above
+    except Exception as error:
+        raise PipelineError(
+            f"the pipeline cannot be unpacked in its server: {type(error).__name__}: {error}; what it uses must be "
+            "importable there, or defined in the script or notebook itself"
+        ) from error
+    if not isinstance(pipeline, Pipeline):
+        raise PipelineError(f"the pipeline is a {type(pipeline).__name__}, not a Pipeline")
+    return pipeline, hashlib.sha256(packed).hexdigest()

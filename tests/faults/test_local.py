@@ -1,0 +1,159 @@
+"""Private servers and their trainers, ended in every way: no process is left, and nothing on the disk."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+import feedmill
+from faults.oracle import write_shards
+from feedmill_server import Pipeline
+from integration.processes import alive, children, descendants, read_line, wait_until
+from integration.trainers import trainer
+
+END_SECONDS = 2.0
+"""Within which everything has gone."""
+
+SCRIPT = """
+import os, signal, sys, time, warnings
+import feedmill
+from feedmill_server import Pipeline
+
+def slow(value):
+    time.sleep(0.01)
+    return value
+
+def iterate(feed):
+    while True:
+        for batch in feed.batches():
+            yield batch
+
+def main(how):
+    if how == "starting":
+        print("begun", flush=True)
+    feed = feedmill.local(Pipeline("cls", transforms=[slow], batch_size=4), sys.argv[2:], workers=2)
+    if how == "forked":  # as the workers of a DataLoader, which take a while to notice
+        warnings.simplefilter("ignore")
+        if not os.fork():
+            time.sleep(60)
+            os._exit(0)
+    for number, batch in enumerate(iterate(feed)):
+        print("begun", flush=True)
+        if how == "break" and number == 3:
+            break
+        if how == "exception" and number == 3:
+            raise RuntimeError("on purpose")
+        if how == "exec" and number == 3:
+            os.execlp("true", "true")
+
+main(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return 240 samples in four shards."""
+    return [str(path) for path in write_shards(tmp_path_factory.mktemp("private"), 4, 60)]
+
+
+@contextmanager
+def training(folder: Path, how: str, shards: list[str]) -> Iterator[tuple[Popen[str], list[int]]]:
+    """Run a trainer until it has begun; give it, and the processes of its server. Those have to end with the block."""
+    (temporary := folder / "temporary").mkdir()
+    with trainer(folder, SCRIPT, how, *shards, env={"TMPDIR": str(temporary)}) as (process, output):
+        assert read_line(output, 60) == "begun\n"
+        if how == "starting":
+            wait_until(lambda: children(process.pid) and children(children(process.pid)[0]), 30, "torch is imported")
+        family = descendants(process.pid)
+        forks = [pid for pid in children(process.pid) if not _is_server(pid)]
+        try:
+            yield process, (server := [pid for pid in family if pid not in forks])
+            wait_until(lambda: not any(map(alive, server)), END_SECONDS, "the server has ended")
+        finally:
+            for pid in family:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        assert list(temporary.iterdir()) == []
+
+
+def _is_server(pid: int) -> bool:
+    return b"feedmill_server.private" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.parametrize(("how", "code"), [("break", 0), ("exception", 1), ("exec", 0)])
+def test_a_trainer_that_ends_by_itself_takes_its_server_along(
+    tmp_path: Path, shards: list[str], how: str, code: int
+) -> None:
+    """Nobody has closed the feed."""
+    with training(tmp_path, how, shards) as (process, _):
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert ("RuntimeError: on purpose" in errors) == (how == "exception")
+        assert "feedmill" not in errors.replace("feedmill.local", "")
+
+
+@pytest.mark.parametrize("how", ["running", "starting", "forked"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_trainer_that_is_ended_takes_its_server_along(
+    tmp_path: Path, shards: list[str], how: str, number: signal.Signals
+) -> None:
+    """Also while its server is only starting, and though a fork of it holds all that it held."""
+    with training(tmp_path, how, shards) as (process, server):
+        assert len(server) == (2 if how == "starting" else 4)
+        process.send_signal(number)
+        process.wait(10)
+        assert process.returncode == -number
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_trainer_alone(tmp_path: Path, shards: list[str]) -> None:
+    """A terminal sends it to the process group, and the trainer may have something to do before it ends."""
+    with training(tmp_path, "running", shards) as (process, server):
+        assert {os.getpgid(pid) for pid in server}.isdisjoint({os.getpgid(process.pid)})
+        os.kill(server[0], signal.SIGINT)
+        assert process.stdout is not None
+        for _ in range(5):
+            assert read_line(process.stdout, 10) == "begun\n"
+        process.kill()
+
+
+PARTS: dict[str, Callable[[int], list[int]]] = {
+    "the broker": lambda broker: [broker],
+    "all of it": lambda broker: [broker, *descendants(broker)],
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_server_that_is_killed_is_told_soon(shards: list[str], part: str) -> None:
+    """At the next batch that is not there, and in every iteration from then on; closing is in order."""
+    before = children(os.getpid())
+    with feedmill.local(Pipeline("cls", batch_size=4), shards, workers=1) as feed:
+        iteration = feed.batches()
+        next(iteration)
+        (server,) = set(children(os.getpid())) - set(before)
+        family = [server, *descendants(server)]
+        for pid in PARTS[part](server):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(feedmill.ServerUnavailable, match="the private server was ended by signal 9"):
+            list(iteration)
+        with pytest.raises(feedmill.ServerUnavailable, match="the private server was ended by signal 9"):
+            list(feed)
+        wait_until(lambda: not any(map(alive, family)), END_SECONDS, "nothing of it is left")
+
+
+def test_workers_that_are_killed_are_replaced_as_always(shards: list[str]) -> None:
+    """Every sample comes, and the fork server that is killed unpacks the pipeline again."""
+    before = children(os.getpid())
+    with feedmill.local(Pipeline("cls", transforms=[lambda value: value], batch_size=4), shards, workers=2) as feed:
+        (server,) = set(children(os.getpid())) - set(before)
+        keys = []
+        for batch in feed.batches():
+            keys += batch.keys
+            if batch.index in {5, 20}:
+                for pid in descendants(server)[: 1 if batch.index == 20 else None]:
+                    with suppress(ProcessLookupError):  # those that died with their parent
+                        os.kill(pid, signal.SIGKILL)
+        assert len(keys) == len(set(keys)) == 240

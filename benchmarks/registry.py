@@ -33,6 +33,7 @@ _V2: Final = "DataLoader + webdataset, torchvision.io + v2"
 
 CONTENDERS: Final = (
     Contender("feedmill:float32", "contenders.ours", "**feedmill**"),
+    Contender("multiwebloader:float32", "contenders.multiwebloader", "feedmill, `MultiWebLoader`"),
     Contender("torch-pil:float32", "contenders.torch_pil", _PIL, family="torch", needs=_TORCH),
     Contender("torch-v2:float32", "contenders.torch_v2", _V2, family="torch", needs=_TORCH),
     Contender("dali:float32", "contenders.dali_cpu", "DALI, CPU", family="dali", needs=("torch", "nvidia.dali")),

@@ -32,6 +32,10 @@ try:
     feedmill.connect("nowhere")
 except feedmill.UsageError as error:
     print(error)
+try:
+    feedmill.WebLoader
+except feedmill.UsageError as error:
+    print(error)
 """
 
 
@@ -39,10 +43,12 @@ def test_the_public_names_are_these() -> None:
     """What is added here is promised for good; what is missing breaks somebody."""
     assert feedmill.__all__ == [
         "Batch",
+        "Connection",
         "DataError",
         "Feed",
         "FeedDataset",
         "FeedmillError",
+        "MultiWebLoader",
         "PipelineError",
         "ProtocolError",
         "SampleError",
@@ -52,8 +58,12 @@ def test_the_public_names_are_these() -> None:
         "StreamMismatch",
         "UsageError",
         "VersionMismatch",
+        "WebLoader",
         "connect",
         "local",
+        "publish",
+        "tonumpy",
+        "totorch",
     ]
 
 
@@ -61,7 +71,9 @@ def test_the_client_needs_nothing_of_the_server() -> None:
     """It imports and complains without Pillow, torchvision, rich and the server package."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_SERVER], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("'nowhere': expected tcp://HOST:PORT")
+    feed, loader = done.stdout.splitlines()
+    assert feed.startswith("'nowhere': expected tcp://HOST:PORT")
+    assert loader == "feedmill.WebLoader needs feedmill_server; pip install 'feedmill[server]'"
 
 
 def test_importing_feedmill_does_not_import_torch() -> None:

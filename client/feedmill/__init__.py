@@ -5,7 +5,8 @@ for images, labels in feed:  # one epoch
     ...
 """
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 from feedmill_protocol.errors import (
     DataError,
@@ -24,14 +25,20 @@ from .feed import Batch, Feed, Stats, connect
 from .private import local
 
 if TYPE_CHECKING:
+    from .converters import tonumpy, totorch
     from .dataset import FeedDataset
+    from .multiwebloader import MultiWebLoader
+    from .tensorcom import Connection, publish
+    from .webloader import WebLoader
 
 __all__ = [
     "Batch",
+    "Connection",
     "DataError",
     "Feed",
     "FeedDataset",
     "FeedmillError",
+    "MultiWebLoader",
     "PipelineError",
     "ProtocolError",
     "SampleError",
@@ -41,16 +48,35 @@ __all__ = [
     "StreamMismatch",
     "UsageError",
     "VersionMismatch",
+    "WebLoader",
     "connect",
     "local",
+    "publish",
+    "tonumpy",
+    "totorch",
 ]
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> object:
-    if name == "FeedDataset":  # a subclass of torch's, and torch takes seconds to import
-        from .dataset import FeedDataset  # noqa: PLC0415
+_LATER: Final = {
+    "Connection": "tensorcom",
+    "FeedDataset": "dataset",  # a subclass of torch's, and torch takes seconds to import
+    "MultiWebLoader": "multiwebloader",
+    "WebLoader": "webloader",
+    "publish": "tensorcom",
+    "tonumpy": "converters",
+    "totorch": "converters",
+}
+"""Names that are imported when they are first used, and the modules that have them."""
 
-        return FeedDataset
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(__name__ + "."):
+            raise
+        raise UsageError(f"feedmill.{name} needs {error.name}; pip install 'feedmill[server]'") from None

@@ -15,6 +15,7 @@ _COMMANDS: Final = {
     "pack": ("feedmill_server.pack", "make shards of a folder of pictures"),
     "bake": ("feedmill.bake", "augment offline: write epochs of a pipeline as new shards"),
     "bench": ("feedmill.bench", "iterate over a server's batches and say how fast they come"),
+    "bridge": ("feedmill.bridge", "send a server's batches on to clients that speak tensorcom"),
     "demo": ("feedmill.demo", "make pictures, serve them from two servers, and train on them"),
 }
 """Subcommands: the module that has its `add_arguments` and `run`, and what it does. A module is imported when its

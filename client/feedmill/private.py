@@ -53,6 +53,7 @@ def local(
     *,
     workers: int | None = None,
     exact: bool = False,
+    repeated: bool = False,
     memory: int | str | None = None,
     cache: PathLike | None = None,
     sample_timeout: float | None = None,
@@ -66,10 +67,11 @@ def local(
     tar files: one or several, with braces and globs. The other ``options`` are those of `feedmill.connect`, and the
     batches those that it gets from ``feedmill serve``.
 
-    ``workers`` are processes, one for each core unless given. ``exact`` runs the pipeline as written. ``memory`` is for
-    batches that are built and cached: bytes, or a size like ``"8GiB"`` (1 GiB). ``cache`` is a folder for indexes and
-    inflated shards (one beside the shards). A worker that takes longer than ``sample_timeout`` seconds (30) for a
-    sample, or more than ``worker_memory`` bytes of its own (no limit), is ended, and the sample is bad.
+    ``workers`` are processes, one for each core unless given. ``exact`` runs the pipeline as written. A shard that is
+    given twice is an error unless ``repeated`` says that it should come twice. ``memory`` is for batches that are built
+    and cached: bytes, or a size like ``"8GiB"`` (1 GiB). ``cache`` is a folder for indexes and inflated shards (one
+    beside the shards). A worker that takes longer than ``sample_timeout`` seconds (30) for a sample, or more than
+    ``worker_memory`` bytes of its own (no limit), is ended, and the sample is bad.
 
     Waits until the shards are indexed. The server ends with the feed or the trainer, whatever way that ends. Raises
     UsageError for arguments, or without ``feedmill[server]``; ShardError and PipelineError for what cannot be served;
@@ -83,7 +85,11 @@ def local(
         "sample_timeout": sample_timeout,
         "worker_memory": worker_memory,
         "pipeline": pipeline if isinstance(pipeline, str) else None,
-        "stream": {"shards": [shards] if isinstance(shards, (str, os.PathLike)) else shards, "exact": exact},
+        "stream": {
+            "shards": [shards] if isinstance(shards, (str, os.PathLike)) else shards,
+            "exact": exact,
+            "repeated": repeated,
+        },
     }
     from . import ranks, tensors  # noqa: PLC0415 # torch takes seconds to import; the command line does without
 

@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     stream.add_argument("--batch-size", metavar="N", help="samples of a batch (default: the pipeline's, or 64)")
     stream.add_argument("--exact", action="store_true", default=None, help="run its transforms as written, slower")
+    stream.add_argument(
+        "--repeated", action="store_true", default=None, help="a shard that is given twice comes twice; else an error"
+    )
     server = parser.add_argument_group("the server")
     server.add_argument(
         "--bind", metavar="URL", help="where to listen (default: tcp://127.0.0.1:7880; port * finds one)"

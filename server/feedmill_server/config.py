@@ -58,6 +58,8 @@ class StreamConfig:
     batch_size: int | None = None
     exact: bool = False
     """Run all transforms as written; see `feedmill_server.fusion`."""
+    repeated: bool = False
+    """A shard that is given twice comes twice. Else that is an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +215,7 @@ def _stream(name: str, given: Mapping[str, Any]) -> StreamConfig:
         pipeline=_string("pipeline", given.get("pipeline", "")),
         preset=_string("preset", given.get("preset", "")),
         exact=_boolean("exact", given.get("exact", False)),
+        repeated=_boolean("repeated", given.get("repeated", False)),
         batch_size=None if size is None else _integer("batch_size", size, 1, limits.BATCH_SAMPLES),
     )
     if not (stream.shards or stream.dir):

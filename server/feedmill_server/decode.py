@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
+import torch
 from PIL import Image
 
+from feedmill_protocol import tenbin
 from feedmill_protocol.errors import UsageError
 
 __all__ = [
@@ -42,7 +44,7 @@ SCANS: Final = 500
 """JPEGs of more scans are refused. A progressive one has about ten; a hostile one has thousands, each of which may cost
 as much as a whole picture."""
 
-IMAGE_KINDS: Final[dict[str, tuple[str, str]]] = {
+_KINDS: Final[dict[str, tuple[str, str]]] = {
     "pil": ("RGB", "pil"),
     "pill": ("L", "pil"),
     "pilrgba": ("RGBA", "pil"),
@@ -53,8 +55,11 @@ IMAGE_KINDS: Final[dict[str, tuple[str, str]]] = {
     "rgba": ("RGBA", "float"),
     "rgba8": ("RGBA", "uint8"),
 }
+IMAGE_KINDS: Final = _KINDS | {
+    f"torch{kind}": (mode, f"torch {form}") for kind, (mode, form) in _KINDS.items() if form != "pil"
+}
 """What ``decode="rgb8"`` and its like ask for: Pillow's mode, and a Pillow image or an HWC (or HW) array of uint8, or
-of float32 in 0..1."""
+of float32 in 0..1; "torchrgb8" and its like make CHW tensors."""
 
 
 def _open(data: bytes) -> Image.Image:
@@ -95,7 +100,11 @@ def decode_image(data: bytes, mode: str, form: str) -> Any:
     if form == "pil":
         return converted
     array = np.array(converted)
-    return array if form == "uint8" else array.astype(np.float32) / np.float32(255)
+    if not form.endswith("uint8"):
+        array = array.astype(np.float32) / np.float32(255)
+    if form.startswith("torch"):
+        return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+    return array
 
 
 def is_image(extension: str) -> bool:
@@ -115,6 +124,12 @@ def _array(data: bytes) -> Any:
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
+def _arrays(data: bytes) -> Any:
+    """Return the array of a ``.ten`` member, or the tuple of its arrays if it has several or none."""
+    arrays, _ = tenbin.loads(data)
+    return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+
 _NATURAL: Final[dict[str, Callable[[bytes], Any]]] = {
     "cls": _integer,
     "cls2": _integer,
@@ -128,24 +143,25 @@ _NATURAL: Final[dict[str, Callable[[bytes], Any]]] = {
     "json": json.loads,
     "jsn": json.loads,
     "npy": _array,
+    "ten": _arrays,
 }
 
 
-def decoder(decode: Decode) -> Decoder:
+def decoder(decode: Decode, *, images: str = "PIL") -> Decoder:
     """Return the decoder that ``decode=`` asks for: a function of extension and bytes.
 
-    A kind of image ("PIL", "rgb8", …; case does not matter; True is "PIL"), False for the bytes as they are, a
-    callable, or a dict of these by extension (for the rest, what True gives). Raises UsageError.
+    A kind of image ("PIL", "rgb8", …; case does not matter; True is what ``images`` says), False for the bytes as they
+    are, a callable, or a dict of these by extension (for the rest, what True gives). Raises UsageError.
     """
     if callable(decode):
         return decode
     if isinstance(decode, Mapping):
-        chosen = {extension.lower().lstrip("."): decoder(value) for extension, value in decode.items()}
-        rest = decoder(decode=True)
+        chosen = {extension.lower().lstrip("."): decoder(value, images=images) for extension, value in decode.items()}
+        rest = decoder(images)
         return lambda extension, data: chosen.get(extension, rest)(extension, data)
     if decode is False:
         return lambda _, data: data
-    kind = "pil" if decode is True else str(decode).lower()
+    kind = (images if decode is True else str(decode)).lower()
     if kind not in IMAGE_KINDS:
         raise UsageError(
             f"decode={decode!r}: expected an image kind ({', '.join(IMAGE_KINDS)}), True, False, a callable, "

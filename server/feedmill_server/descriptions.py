@@ -12,7 +12,8 @@ __all__ = ["PipelineFacts", "StoreFacts"]
 class PipelineFacts(NamedTuple):
     """A pipeline as it was loaded: its fields with the extensions of each, and a digest of its ``source``.
 
-    ``fusion`` says what was recognised of its transforms.
+    Fields that stages may make, so that shards need not have them, are left out. ``fusion`` says what was recognised of
+    its transforms.
     """
 
     fields: Sequence[tuple[str, Sequence[str]]]

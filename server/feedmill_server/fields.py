@@ -31,7 +31,8 @@ class Field:
         for extension in self.extensions:
             if extension in members:
                 return extension, members[extension]
-        raise MissingField(f"has no member {' or '.join(self.extensions)}, only {', '.join(members)}")
+        there = [extension for extension in members if not extension.startswith("__")]
+        raise MissingField(f"has no member {' or '.join(self.extensions)}, only {', '.join(there)}")
 
 
 def parse(fields: str | Sequence[str]) -> tuple[Field, ...]:

@@ -83,7 +83,7 @@ def _load(
     """Load a pipeline, or unpack one that was handed over; return it, fused, and what the broker should know of it."""
     pipeline, source = unpack(handed[0]) if handed else _named(reference)
     pipeline, fusion = pipeline.fused(backend, exact=exact)
-    fields = [(field.name, field.extensions) for field in pipeline.fields]
+    fields = [(field.name, field.extensions) for field in pipeline.fields if not pipeline.stages]
     return pipeline, PipelineFacts(fields, pipeline.batch_size, source, fusion)
 
 

@@ -7,6 +7,7 @@ a file that is open outlives that.
 import gzip
 import hashlib
 import os
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,7 +74,8 @@ class InflatedCache:
         except FileNotFoundError:
             return None
         with suppress(OSError):  # somebody else's cache: theirs to keep in order
-            os.utime(plain.fileno())
+            # Only when it was used: who has it open goes by when it was modified.
+            os.utime(plain.fileno(), ns=(time.time_ns(), os.fstat(plain.fileno()).st_mtime_ns))
         return plain
 
     def _inflate(self, source: BinaryIO, target: Path, alive: Callable[[], object]) -> BinaryIO:
@@ -95,7 +97,7 @@ class InflatedCache:
         for path in self._directory.glob("*.tar"):
             with suppress(OSError):  # another process evicts too
                 status = path.stat()
-                found.append((status.st_mtime_ns, status.st_size, path))
+                found.append((status.st_atime_ns, status.st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total > self._max_bytes and path != kept:

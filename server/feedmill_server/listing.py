@@ -20,11 +20,12 @@ __all__ = ["expand", "names"]
 MAGIC: Final = re.compile(r"[*?[]")
 
 
-def expand(patterns: Sequence[str]) -> list[Path]:
+def expand(patterns: Sequence[str], *, repeated: bool = False) -> list[Path]:
     """Return the files that ``patterns`` stand for, in their order, those of one glob sorted.
 
     Braces are expanded first, then ``~``, then ``*``, ``**``, ``?`` and ``[…]``; a file whose name looks like a glob is
-    found too. Raises `ShardError` for what is not there, `UsageError` for files given twice, for none or too many.
+    found too. Raises `ShardError` for what is not there, `UsageError` for none or too many, and for files given twice,
+    which are a mistake unless ``repeated`` says otherwise.
     """
     paths: list[Path] = []
     for pattern in patterns:
@@ -35,8 +36,8 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     if not paths:
         raise UsageError("no shards are given; name some, for example 'train-{0000..1280}.tar'")
     [(most, count)] = Counter(path.absolute() for path in paths).most_common(1)
-    if count > 1:
-        raise UsageError(f"the shard {most} is given {count:,} times; name every shard once")
+    if count > 1 and not repeated:
+        raise UsageError(f"the shard {most} is given {count:,} times; name every shard once, or say --repeated")
     return paths
 
 
@@ -59,6 +60,6 @@ def names(paths: Sequence[Path]) -> list[str]:
     found = [path.name for path in paths]
     if len(set(found)) < len(found):
         absolute = [path.absolute() for path in paths]
-        folder = os.path.commonpath(absolute)
+        folder = os.path.commonpath([path.parent for path in absolute])
         found = [str(path.relative_to(folder)) for path in absolute]
     return [os.fsencode(name).decode(errors="backslashreplace") for name in found]  # names travel as UTF-8

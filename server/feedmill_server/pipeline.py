@@ -8,12 +8,13 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -25,14 +26,20 @@ from feedmill_protocol.tensors import ITEM_BYTES, FieldSpec
 
 from .decode import Decode, decoder, is_image
 from .fields import Field, parse
-from .fusion import Fused, fuse
+from .fusion import Finishing, Fused, fuse
 from .jpeg import Backend
 from .randomness import seed_generators
 from .stores import Opened
 
-__all__ = ["Pipeline", "load"]
+__all__ = ["KEY", "Pipeline", "Stage", "Transform", "load", "row"]
 
 Transform = Callable[[Any], Any]
+
+Stage = Callable[[Iterator[dict[str, Any]]], Iterable[dict[str, Any]]]
+"""A function from samples to samples: dicts of decoded members by extension, and ``__key__``."""
+
+KEY: Final = "__key__"
+"""Under which a sample has its key."""
 
 
 class Pipeline:
@@ -41,9 +48,10 @@ class Pipeline:
     ``fields`` names the members of a sample ("ppm;png;jpg cls"), ``decode`` says how they become objects ("PIL" makes
     Pillow images in RGB; other members have their natural form), ``transforms`` holds one callable or None for each
     field. What comes out of the last one must be a tensor, an array or a number, of the same dtype and shape for every
-    sample. ``batch_size`` is what clients get unless they ask for another. ``exact`` runs everything as written, where
-    otherwise the usual image transforms are recognised and run faster (`feedmill_server.fusion`), to the same result up
-    to 1/255.
+    sample. ``pipeline`` is a `Stage`, or a list of them, through which samples go, with all their members decoded,
+    before the fields are taken; on a server, of one sample it must make one. ``batch_size`` is what clients get unless
+    they ask for another. ``exact`` runs everything as written, where otherwise the usual image transforms are
+    recognised and run faster (`feedmill_server.fusion`), to the same result up to 1/255.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class Pipeline:
         *,
         decode: Decode = "PIL",
         transforms: Sequence[Transform | None] | None = None,
+        pipeline: Stage | Sequence[Stage] | None = None,
         batch_size: int = 64,
         exact: bool = False,
     ) -> None:
@@ -67,6 +76,7 @@ class Pipeline:
         for transform in self._transforms:
             if transform is not None and not callable(transform):
                 raise UsageError(f"transforms: {transform!r} is neither callable nor None")
+        self.stages: tuple[Stage, ...] = _stages(pipeline)
         self.batch_size = integer("batch_size", batch_size, 1, limits.BATCH_SAMPLES)
         self.exact = exact
         self._fused: list[Fused | None] = [None] * len(self.fields)
@@ -75,9 +85,10 @@ class Pipeline:
     def fused(self, backend: Backend, *, exact: bool = False) -> tuple[Self, list[str]]:
         """Return this pipeline with what is recognised of its image transforms on a fast decoder; and say what was.
 
-        An ``exact`` pipeline stays as written, and so does one whose ``decode`` is anything but "PIL".
+        An ``exact`` pipeline stays as written, and so does one whose ``decode`` is anything but "PIL", or that has
+        stages.
         """
-        exact = exact or self.exact or not self._images_as_pil
+        exact = exact or self.exact or not self._images_as_pil or bool(self.stages)
         found: list[Fused | None] = []
         said = []
         for field, transform in zip(self.fields, self._transforms, strict=True):
@@ -90,46 +101,94 @@ class Pipeline:
         vars(pipeline).update(_fused=found, _backend=backend)
         return pipeline, said
 
-    def __call__(
-        self, members: Mapping[str, bytes], rows: Sequence[torch.Tensor | None] | None = None
-    ) -> list[torch.Tensor]:
-        """Return the value of every field. Raises whatever decoders and transforms raise.
+    def wanted(self, extensions: Iterable[str]) -> list[str]:
+        """Return which members of a sample are to be read. Raises MissingField."""
+        if self.stages:
+            return list(extensions)
+        present = dict.fromkeys([KEY, *extensions])
+        return [chosen for field in self.fields if (chosen := field.choose(present)[0]) != KEY]
 
-        Where that saves a copy, a value is made in the memory of its row of ``rows``, and is that row.
+    def __call__(
+        self, members: Mapping[str, Any], rows: Sequence[torch.Tensor | None] | None = None
+    ) -> list[torch.Tensor]:
+        """Return the row of every field. Raises whatever decoders and transforms raise.
+
+        Where that saves a copy, a row is made in the memory of its place in ``rows``, and is that tensor.
         """
+        values = self.values(members, rows)
+        return [row(field.name, value) for field, value in zip(self.fields, values, strict=True)]
+
+    def values(self, members: Mapping[str, Any], rows: Sequence[torch.Tensor | None] | None = None) -> list[Any]:
+        """Return what becomes of every field: rows, or what else the last transforms make.
+
+        ``members`` are bytes by extension, and ``__key__``; what is no bytes is taken for decoded already.
+        """
+        if self.stages:
+            return self.extract(_only(self.through(iter([self.decoded(members)]))))
         values = []
         places = rows or [None] * len(self.fields)
-        for field, transform, fused, row in zip(self.fields, self._transforms, self._fused, places, strict=True):
+        for field, transform, fused, place in zip(self.fields, self._transforms, self._fused, places, strict=True):
             extension, data = field.choose(members)
-            if fused is not None and self._backend is not None and is_image(extension):
-                value = fused(data, self._backend, row)
+            if fused and self._backend and is_image(extension) and isinstance(data, bytes):
+                value = fused(data, self._backend, place)
             else:
-                value = self._decode(extension, data)
+                value = self._decoded(extension, data)
                 if transform is not None:
                     value = transform(value)
-            values.append(_tensor(field.name, value))
+            values.append(value)
         return values
+
+    def members(self, shard: Opened, index: int) -> dict[str, Any]:
+        """Read what is wanted of sample ``index`` of a shard: bytes by extension, and its key. Raises ShardError."""
+        places = shard.index.members(index)
+        read = {extension: shard.read(*places[extension]) for extension in self.wanted(places)}
+        return {KEY: shard.index.key(index), **read}
 
     def sample(
         self, shard: Opened, index: int, seed: int, rows: Sequence[torch.Tensor | None] | None = None
     ) -> list[torch.Tensor]:
-        """Read sample ``index`` of a shard; return the value of every field, drawn from ``seed``.
+        """Read sample ``index`` of a shard, and return the row of every field, drawn from ``seed``.
 
         ``rows`` are as for a call. Raises ShardError, and what a call raises.
         """
-        present = shard.index.members(index)
-        chosen = dict(field.choose(present) for field in self.fields)
-        members = {extension: shard.read(*place) for extension, place in chosen.items()}
+        members = self.members(shard, index)
         seed_generators(seed)
         return self(members, rows)
+
+    def decoded(self, members: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a sample with all its members decoded."""
+        return {extension: self._decoded(extension, data) for extension, data in members.items()}
+
+    def through(self, samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Return what the stages make of samples."""
+        for stage in self.stages:
+            samples = iter(stage(samples))
+        return samples
+
+    def extract(self, sample: Mapping[str, Any]) -> list[Any]:
+        """Return what becomes of every field of a sample that is decoded already."""
+        members = {name.lower(): value for name, value in sample.items()}
+        return [
+            value if transform is None else transform(value)
+            for field, transform in zip(self.fields, self._transforms, strict=True)
+            for _, value in [field.choose(members)]
+        ]
+
+    @property
+    def finishing(self) -> list[Finishing | None]:
+        """What is left to do to the pictures of each field, which are uint8 [3, H, W] then; None if nothing is."""
+        return [fused.finishing if fused else None for fused in self._fused]
+
+    def _decoded(self, extension: str, data: Any) -> Any:
+        return self._decode(extension, data) if isinstance(data, bytes) else data
 
     def specs(self, rows: Sequence[torch.Tensor]) -> tuple[FieldSpec, ...]:
         """Return what the rows of a sample say of every sample."""
         specs = []
-        for field, row, fused in zip(self.fields, rows, self._fused, strict=True):
-            spec = FieldSpec(field.name, dtype_name(row), tuple(row.shape))
-            if fused is not None and fused.finishing is not None:
-                spec = replace(spec, channels_last=True, scale=fused.finishing.scale, bias=fused.finishing.bias)
+        for field, tensor, finishing in zip(self.fields, rows, self.finishing, strict=True):
+            spec = FieldSpec(field.name, dtype_name(tensor), tuple(tensor.shape))
+            if finishing is not None:
+                spec = replace(spec, channels_last=True, scale=finishing.scale, bias=finishing.bias)
             specs.append(spec)
         return tuple(specs)
 
@@ -142,7 +201,8 @@ def dtype_name(tensor: torch.Tensor) -> str:
     return name
 
 
-def _tensor(field: str, value: Any) -> torch.Tensor:
+def row(field: str, value: Any) -> torch.Tensor:
+    """Return a value of a field as a tensor. Raises TypeError for one that is neither tensor, array nor number."""
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, (np.ndarray, np.generic)):
@@ -154,6 +214,22 @@ def _tensor(field: str, value: Any) -> torch.Tensor:
         f"field {field!r} ends as {type(value).__name__}, which cannot be batched; end its transforms with a tensor, "
         "an array or a number (ToTensor() for images)"
     )
+
+
+def _stages(pipeline: Stage | Sequence[Stage] | None) -> tuple[Stage, ...]:
+    stages = () if pipeline is None else (pipeline,) if callable(pipeline) else tuple(pipeline)
+    for stage in stages:
+        if not callable(stage):
+            raise UsageError(f"pipeline: {stage!r} is no function from an iterator of samples to another")
+    return stages
+
+
+def _only(samples: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    made = list(itertools.islice(samples, 2))
+    if len(made) != 1:
+        how_many = "more than one" if made else "none"
+        raise ValueError(f"pipeline= made {how_many} of this sample; on a server it must make one of each")
+    return made[0]
 
 
 def load(reference: str) -> tuple[Pipeline, str]:

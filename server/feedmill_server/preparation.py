@@ -161,7 +161,7 @@ def _store(
     if stream.dir:
         return FolderStore(Tree.scan(stream.dir, progress))
     cache = Path(config.cache) if config.cache else None
-    return ShardStore(expand(stream.shards), cache=cache, inflated_bytes=config.cache_bytes)
+    return ShardStore(expand(stream.shards, repeated=stream.repeated), cache=cache, inflated_bytes=config.cache_bytes)
 
 
 def _facts(config: ServerConfig, store: ShardStore | FolderStore, open_shards: int) -> StoreFacts:

@@ -6,11 +6,13 @@ NumPy's legacy one with those.
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-__all__ = ["seed_generators"]
+__all__ = ["generators_kept", "seed_generators"]
 
 
 def seed_generators(seed: int) -> None:
@@ -18,3 +20,15 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 # transforms draw from the legacy generator
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also wake the GPU libraries
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leave these generators as they were: in a trainer, they are the trainer's own."""
+    python, numpy, torchs = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.default_generator.set_state(torchs)

@@ -35,7 +35,7 @@ from .pipeline import Pipeline, dtype_name
 from .stores import Store
 from .watch import Watch
 
-__all__ = ["Exhausted", "Mill", "work"]
+__all__ = ["Exhausted", "Mill", "reason_of", "work"]
 
 
 class Exhausted(Exception):
@@ -58,6 +58,10 @@ class Mill:
     ) -> list[torch.Tensor]:
         """Return the value of every field of one sample; see `Pipeline.sample`."""
         return self.pipeline.sample(self.store.open(shard), index, seed, rows)
+
+    def members(self, shard: int, index: int) -> dict[str, Any]:
+        """Return what the pipeline wants of one sample; see `Pipeline.members`."""
+        return self.pipeline.members(self.store.open(shard), index)
 
     def key(self, shard: int, index: int) -> str:
         """Return a sample's key."""
@@ -129,7 +133,7 @@ def _part(
             bad.append((row, shard, "", error.reason))
         except Exception as error:  # noqa: BLE001 # the user's transforms may raise anything
             _live_on(error)
-            bad.append((row, shard, key, _reason(error)))
+            bad.append((row, shard, key, reason_of(error)))
         keys.append(key)
         watch.beat()
     return keys, bad
@@ -141,7 +145,7 @@ def _probe(mill: Mill, shard: int, index: int) -> tuple[Any, ...]:
         specs = mill.pipeline.specs(mill.sample(shard, index, 0))
     except Exception as error:  # noqa: BLE001
         _live_on(error)
-        reason = error.reason if isinstance(error, ShardError) else _reason(error)
+        reason = error.reason if isinstance(error, ShardError) else reason_of(error)
         return "unfit", reason
     return "probed", [astuple(spec) for spec in specs]
 
@@ -175,12 +179,12 @@ def _live_on(error: BaseException | None) -> None:
     """Raise Exhausted for an error that may be this process's rather than the sample's."""
     # torch's allocator has no exception of its own
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
-        raise Exhausted(_reason(error), memory=True) from None
+        raise Exhausted(reason_of(error), memory=True) from None
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        raise Exhausted(_reason(error), memory=False) from None
+        raise Exhausted(reason_of(error), memory=False) from None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Say what went wrong, and in which line of the user's code if it did there."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from feedmill_protocol.errors import UsageError
+from feedmill_protocol import tenbin
+from feedmill_protocol.errors import ProtocolError, UsageError
 from feedmill_server import decode as decode_module
 from feedmill_server.decode import decoder, is_image
 
@@ -56,6 +58,16 @@ def test_float_kinds_give_arrays_from_0_to_1(kind: str, mode: str) -> None:
     assert array.dtype == np.float32
     assert np.array_equal(array, np.asarray(RGB.convert(mode)).astype(np.float32) / np.float32(255))
     assert array.max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["rgb", "rgb8", "l", "l8", "rgba", "rgba8"])
+def test_torch_kinds_give_tensors_with_the_channels_first(kind: str) -> None:
+    """The numbers of the array of that kind; grey has one channel."""
+    array, tensor = decoder(kind)("png", PNG), decoder(f"torch{kind}")("png", PNG)
+    assert isinstance(tensor, torch.Tensor)
+    assert tensor.shape == ({"l": 1, "r": 3}[kind[0]] + kind.startswith("rgba"), 4, 6)
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), array.reshape(4, 6, -1))
+    assert tensor.numpy().dtype == array.dtype
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "PPM", "WEBP", "BMP"])
@@ -153,6 +165,20 @@ def test_arrays_are_read_without_pickle() -> None:
         decoder("PIL")("npy", pickle.dumps([1]))
 
 
+def test_a_ten_member_is_its_array_or_the_tuple_of_its_arrays() -> None:
+    """As tensorcom wrote it; a damaged one is an error of the sample's."""
+    one, two = np.arange(6, dtype=np.uint8).reshape(2, 3), np.ones(2)
+    decoded = decoder("PIL")("ten", tenbin.dumps([one]))
+    assert np.array_equal(decoded, one)
+    assert decoded.dtype == np.uint8
+    first, second = decoder("PIL")("ten", tenbin.dumps([one, two]))
+    assert np.array_equal(first, one)
+    assert np.array_equal(second, two)
+    assert decoder("PIL")("ten", b"") == ()
+    with pytest.raises(ProtocolError, match="tenbin: at byte 0"):
+        decoder("PIL")("ten", b"no")
+
+
 @pytest.mark.parametrize(("extension", "data"), [("cls", b"seven"), ("cls", b""), ("json", b"{"), ("txt", b"\xff")])
 def test_members_that_are_not_what_their_name_says_are_errors(extension: str, data: bytes) -> None:
     """Nothing is guessed."""
@@ -188,6 +214,6 @@ def test_a_dict_decides_by_extension() -> None:
 def test_unknown_kinds_are_errors_of_usage(make: Callable[[], object]) -> None:
     """The error names what was given and what there is."""
     with pytest.raises(
-        UsageError, match=r"^decode='\w*': expected an image kind \(pil, pill, .*, rgba8\), True, False"
+        UsageError, match=r"^decode='\w*': expected an image kind \(pil, pill, .*, torchrgba8\), True, False"
     ):
         make()

@@ -53,6 +53,13 @@ def test_a_shard_given_twice_is_an_error(folder: Path) -> None:
         expand(["a-0.tar", "./a-*.tar", str(folder / "a-0.tar")])
 
 
+def test_a_shard_may_be_given_twice_on_purpose(folder: Path) -> None:
+    """It then has a place, but not a name, for each time."""
+    paths = expand(["a-0.tar"] * 2, repeated=True)
+    assert paths == [Path("a-0.tar")] * 2
+    assert names(paths) == ["a-0.tar"] * 2
+
+
 def test_no_shards_are_an_error() -> None:
     """An empty list of patterns has no stream."""
     with pytest.raises(UsageError, match="no shards are given"):

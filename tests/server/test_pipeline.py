@@ -102,6 +102,35 @@ def test_what_a_transform_raises_comes_through() -> None:
         Pipeline("cls", transforms=[lambda value: 1 // value])({"cls": b"0"})
 
 
+def test_the_key_may_be_a_field() -> None:
+    """Like a member, decoded already. It is read with any sample."""
+    pipeline = Pipeline("__key__ cls", transforms=[int, None])
+    assert pipeline.wanted(["png", "cls"]) == ["cls"]
+    assert [r.item() for r in pipeline({"__key__": "12", "cls": b"1"})] == [12, 1]
+
+
+def _doubled(samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return ({**sample, "Twice": 2 * sample["cls"]} for sample in samples)
+
+
+def test_stages_come_between_decoding_and_fields() -> None:
+    """They see all members, and may add some."""
+    pipeline = Pipeline("twice cls", pipeline=[_doubled, _doubled], transforms=[lambda value: value + 1, None])
+    assert pipeline.wanted(["cls", "txt"]) == ["cls", "txt"]
+    assert [r.item() for r in pipeline({"__key__": "a", "cls": b"3", "txt": b"three"})] == [7, 3]
+
+
+@pytest.mark.parametrize(("factor", "how_many"), [(0, "none"), (2, "more than one")])
+def test_of_one_sample_the_stages_make_one(factor: int, how_many: str) -> None:
+    """A row of a batch is one sample's."""
+
+    def repeated(samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        return (sample for sample in samples for _ in range(factor))
+
+    with pytest.raises(ValueError, match=f"^pipeline= made {how_many} of this sample; on a server it must make one"):
+        Pipeline("cls", pipeline=repeated)({"__key__": "a", "cls": b"3"})
+
+
 def test_specs_say_what_every_sample_looks_like() -> None:
     """Name, dtype and shape of each field."""
     pipeline = Pipeline("png;jpg cls", decode=False, transforms=[lambda _: torch.zeros(3, 2, dtype=torch.uint8), len])

@@ -11,6 +11,7 @@ that this process may not. `feedmill_server.handover` is the other end.
 """
 
 import inspect
+import io
 import operator
 import os
 import socket
@@ -89,6 +90,7 @@ def local(
             "shards": [shards] if isinstance(shards, (str, os.PathLike)) else shards,
             "exact": exact,
             "repeated": repeated,
+            "batch_size": options.get("batch_size"),
         },
     }
     from . import ranks, tensors  # noqa: PLC0415 # torch takes seconds to import; the command line does without
@@ -240,13 +242,23 @@ def _packed(pipeline: "Pipeline") -> bytes:
 
     if not isinstance(pipeline, Pipeline):
         raise UsageError(f"pipeline={pipeline!r}: expected a feedmill_server.Pipeline, or the name of one")
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
+        def persistent_id(self, thing: Any) -> tuple[str, list[str]] | None:
+            # Strings lie in a set in another order in every process, and all ranks must mean the same pipeline.
+            if type(thing) in {set, frozenset} and all(type(item) is str for item in thing):
+                return type(thing).__name__, sorted(thing)
+            return None
+
+    packed = io.BytesIO()
     try:
-        return bytes(cloudpickle.dumps(pipeline))
+        Pickler(packed).dump(pipeline)
     except Exception as error:  # whatever an object has to say that cannot be pickled
         raise UsageError(
             f"the pipeline cannot be sent to worker processes ({type(error).__name__}: {error}); open files, locks and "
             "connections where they are used, in the transform"
         ) from error
+    return packed.getvalue()
 
 
 def _start(descriptors: Sequence[int]) -> "subprocess.Popen[bytes]":

@@ -7,6 +7,7 @@ could as well have run the program itself. So nothing here reads a socket, or a 
 """
 
 import hashlib
+import io
 import os
 import pickle
 
@@ -17,6 +18,14 @@ from .pipeline import Pipeline
 __all__ = ["unpack"]
 
 
+class _Unpickler(pickle.Unpickler):
+    """Sets of strings come as sorted lists, lest the digest depend on the order in which a process has them."""
+
+    def persistent_load(self, pid: tuple[str, list[str]]) -> set[str] | frozenset[str]:
+        kind, items = pid
+        return set(items) if kind == "set" else frozenset(items)
+
+
 def unpack(fd: int) -> tuple[Pipeline, str]:
     """Return the pipeline in a memory file, and a digest of its pickle. Raises PipelineError.
 
@@ -24,7 +33,7 @@ def unpack(fd: int) -> tuple[Pipeline, str]:
     """
     packed = os.pread(fd, os.fstat(fd).st_size, 0)
     try:
-        pipeline = pickle.loads(packed)  # noqa: S301 # see above
+        pipeline = _Unpickler(io.BytesIO(packed)).load()
     except Exception as error:
         raise PipelineError(
             f"the pipeline cannot be unpacked in its server: {type(error).__name__}: {error}; what it uses must be "

@@ -11,6 +11,7 @@ its children can connect, and nothing is left on the disk, whoever is killed.
 
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -41,6 +42,8 @@ _GRACE: Final = 1.0
 _TEXT_BYTES: Final = 16 * 1024
 """What an error may say: far below what a channel takes, and more than anybody reads."""
 
+_OPTION: Final = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
+
 
 def main(lifeline: Channel, trainer: int, order: int, pipeline: int | None) -> int:
     """Serve what is in the memory file ``order`` until the trainer is done; return the exit code.
@@ -60,7 +63,7 @@ def main(lifeline: Channel, trainer: int, order: int, pipeline: int | None) -> i
                 _bind(server, lifeline)
                 server.run()
         except FeedmillError as error:
-            lifeline.send("failed", type(error).__name__, [shorten(str(a), _TEXT_BYTES) for a in error.args])
+            lifeline.send("failed", type(error).__name__, [_said_here(str(argument)) for argument in error.args])
             return 1
     return 0
 
@@ -92,6 +95,11 @@ def _config(order: int, *, handed: bool) -> ServerConfig:
         )
     stream["preset" if pipeline in PRESETS else "pipeline"] = pipeline
     return ServerConfig.merge(given, stream, {})
+
+
+def _said_here(text: str) -> str:
+    """Return what an error says, with the options of a command line as the arguments that they are here."""
+    return shorten(_OPTION.sub(lambda option: option[1].replace("-", "_") + "=", text), _TEXT_BYTES)
 
 
 def _bind(server: Server, lifeline: Channel) -> None:

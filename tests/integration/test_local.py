@@ -141,6 +141,38 @@ def test_a_feed_that_nobody_holds_ends_its_server(numbers: Path) -> None:
     wait_until(lambda: server not in children(os.getpid()), 2, "the server has ended")
 
 
+PACKS = """
+import hashlib
+from feedmill.private import _packed
+from feedmill_server import Pipeline
+words = {"one", "two", "three", "four"}
+print(hashlib.sha256(_packed(Pipeline("cls", transforms=[lambda x: x in words or x in {"five", "six"}]))).hexdigest())
+"""
+
+
+def test_the_same_pipeline_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """All ranks of a training make their own, and compare them: a set's order, which is another each time, is nothing."""
+    digests = set()
+    for hash_seed in "123":
+        with trainer(tmp_path, PACKS, env={"PYTHONHASHSEED": hash_seed}) as (process, _):
+            output, errors = process.communicate(timeout=60)
+            assert errors == ""
+            digests.add(output)
+    assert len(digests) == 1
+
+
+def test_sets_arrive_as_what_they_were(numbers: Path) -> None:
+    """Those of strings take a way of their own."""
+    words, fixed, primes = {"1", "3"}, frozenset({"5"}), {7, 11}
+
+    def known(value: int) -> int:
+        words.add("13")
+        return int(str(value) in words or str(value) in fixed or value in primes)
+
+    with feedmill.local(Pipeline("cls", transforms=[known], batch_size=20), numbers, workers=1, shuffle=False) as feed:
+        assert [n for n, value in enumerate(next(iter(feed))[0]) if value] == [1, 3, 5, 7, 11, 13]
+
+
 # What is wrong.
 
 
@@ -175,6 +207,7 @@ GOOD = Pipeline("cls")
         (GOOD, {"worker_memory": 1}, feedmill.UsageError, "worker_memory=1: expected 64MiB or more"),
         (GOOD, {"exact": "perhaps"}, feedmill.UsageError, "exact='perhaps': expected true or false"),
         (GOOD, {"order": "any"}, feedmill.UsageError, "order='any': expected 'plan' or 'arrival'"),
+        (GOOD, {"memory": 4096, "batch_size": 1024}, feedmill.UsageError, "give memory= several times .* batch_size=$"),
         (GOOD, {"wrokers": 2}, TypeError, "unexpected keyword argument 'wrokers'"),
         (GOOD, {"stream": "val"}, TypeError, "multiple values for argument 'stream'"),
     ],

@@ -61,7 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--samples", metavar="N", type=int, help=f"samples of a shard (default: {_SAMPLES:,})")
     size.add_argument("--bytes", metavar="SIZE", help="bytes of a shard of arrays, like 500MB")
     parser.add_argument(
-        "--format", choices=FORMATS, default="npy", help="pictures as arrays (npy) or encoded again (default: npy)"
+        "--format",
+        choices=FORMATS,
+        default="npy",
+        help="arrays of NumPy or tensorcom, or pictures encoded again (default: npy)",
     )
     parser.add_argument("--quality", metavar="N", type=int, default=90, help="of JPEGs, 1 to 100 (default: 90)")
     parser.add_argument("--workers", metavar="N", type=int, help="worker processes (default: one for each core)")
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     quality = integer("quality", args.quality, 1, 100)
     samples = None if args.samples is None else integer("samples", args.samples, 1, limits.SHARD_SAMPLES)
     max_bytes = None if args.bytes is None else parse_size("bytes", args.bytes)
-    if max_bytes is not None and args.format != "npy":
+    if max_bytes is not None and args.format == "jpg":
         raise UsageError(f"bytes={args.bytes!r}: the size of JPEGs is not known before; give --samples")
     writer = ShardWriter(args.out)
     if bool(args.preset) == bool(args.pipeline):

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from feedmill_protocol import limits, schema
+from feedmill_protocol import limits, schema, tenbin
 from feedmill_protocol.errors import PipelineError, ProtocolError, UsageError
 from feedmill_protocol.messages import check_field
-from feedmill_protocol.tensors import FieldSpec
+from feedmill_protocol.tensors import FieldSpec, align
 
 from .fields import Field
 from .fusion import Finishing, Fused
@@ -32,8 +32,8 @@ from .stores import Opened
 
 __all__ = ["FORMATS", "Baked", "Form", "describe", "forms", "load"]
 
-FORMATS: Final = ("npy", "jpg")
-"""How pictures may be stored: as arrays, or encoded again."""
+FORMATS: Final = ("npy", "ten", "jpg")
+"""How pictures may be stored: as NumPy's or tensorcom's arrays, or encoded again."""
 
 _TEXT: Final = schema.text(limits.NAME_BYTES)
 
@@ -52,7 +52,7 @@ class Form(Protocol):
 
 
 class _Array:
-    """A ``.npy`` file, C order, of a row as it lies in memory: pictures are HWC, as the JPEG decoder makes them.
+    """A ``.npy`` or ``.ten`` file, C order, of a row as it lies in memory: pictures are HWC, as decoders make them.
 
     bfloat16, which NumPy lacks, is stored as uint16.
     """
@@ -61,23 +61,23 @@ class _Array:
         self.spec = spec
         self.extension = extension
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
+        self._shape = (*spec.shape[1:], spec.shape[0]) if spec.channels_last else spec.shape
         stored = np.dtype("<u2") if spec.dtype == "bfloat16" else np.dtype(spec.dtype).newbyteorder("<")
-        height_first = (*spec.shape[1:], spec.shape[0]) if spec.channels_last else spec.shape
-        self._shape = height_first
-        self._header = _npy_header(stored.str, height_first)
-        self._bytes = len(self._header) + spec.rows(1).nbytes
+        frame = _ten_frame if extension.endswith("ten") else _npy_frame
+        self._head, self._tail = frame(stored, self._shape)
+        self._bytes = len(self._head) + spec.rows(1).nbytes + len(self._tail)
 
     def encode(self, row: torch.Tensor) -> bytes:
-        return self._header + bytes(self._memory(row))
+        return self._head + bytes(self._memory(row)) + self._tail
 
     def read(self, shard: Opened, offset: int, size: int, row: torch.Tensor | None, _backend: Backend) -> torch.Tensor:
-        header = bytearray(len(self._header))
+        head, tail = bytearray(len(self._head)), bytearray(len(self._tail))
         if row is None:
             row = torch.empty(self._shape, dtype=self._dtype)
             row = row.permute(2, 0, 1) if self.spec.channels_last else row
         if size == self._bytes:
-            shard.read_into(offset, memoryview(header), self._memory(row))
-        if header != self._header:
+            shard.read_into(offset, memoryview(head), self._memory(row), memoryview(tail))
+        if size != self._bytes or head != self._head or tail != self._tail:
             raise ValueError(
                 f"the member {self.extension} is not the array of {self.spec.dtype} {list(self._shape)} that was baked"
             )
@@ -159,16 +159,16 @@ class Baked(Pipeline):
 
 
 def forms(specs: Sequence[FieldSpec], pictures: str, quality: int) -> list[Form]:
-    """Return how the rows of a stream's fields are stored, ``pictures`` as one of `FORMATS`.
+    """Return how the rows of a stream's fields are stored; ``pictures`` is one of `FORMATS`.
 
     Raises UsageError where they are to be JPEGs and none can be.
     """
     found: list[Form] = []
     for number, spec in enumerate(specs):
-        if pictures == "jpg" and _is_picture(spec):
-            kind = "jpg"
+        if (spec.dtype, spec.shape) == ("int64", ()):
+            kind = "cls"
         else:
-            kind = "cls" if (spec.dtype, spec.shape) == ("int64", ()) else "npy"
+            kind = pictures if pictures != "jpg" or _is_picture(spec) else "npy"
         *stem, _ = spec.name.partition(";")[0].lower().split(".")  # input.png becomes input.npy
         extension = ".".join([*stem, kind])
         if extension in {form.extension for form in found}:
@@ -212,7 +212,7 @@ def _read_form(field: Any) -> Form:
 
 def _form(spec: FieldSpec, extension: str, quality: int = 0) -> Form:
     kind = extension.rpartition(".")[2]
-    if kind == "npy":
+    if kind in {"npy", "ten"}:
         return _Array(spec, extension)
     if kind == "cls" and (spec.dtype, spec.shape) == ("int64", ()):
         return _Number(spec, extension)
@@ -225,9 +225,19 @@ def _is_picture(spec: FieldSpec) -> bool:
     return spec.dtype == "uint8" and len(spec.shape) == 3 and spec.shape[0] == 3
 
 
-def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Return the beginning of a .npy file, version 1.0: NumPy's own releases pad it differently."""
-    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+def _npy_frame(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """Return what a .npy file, version 1.0, has before an array's elements and behind them.
+
+    Not by NumPy, whose releases pad it differently.
+    """
+    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape}, }}"
     padding = -(10 + len(text) + 1) % limits.ALIGNMENT
     line = (text + " " * padding + "\n").encode()
-    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
+    return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line, b""
+
+
+def _ten_frame(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """Return what a .ten file has before an array's elements and behind them."""
+    array = np.zeros(shape, dtype)
+    file, elements = tenbin.dumps([array]), align(array.nbytes)
+    return file[: len(file) - elements], bytes(elements - array.nbytes)

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feedmill_protocol import tenbin
 from feedmill_protocol.errors import PipelineError, UsageError
 from feedmill_protocol.tensors import ITEM_BYTES, FieldSpec
-from feedmill_server.baked import Form, _npy_header, describe, forms, load
+from feedmill_server.baked import Form, describe, forms, load
 from feedmill_server.jpeg import choose
 from feedmill_server.shards import ShardStore
 from feedmill_server.writing import ShardWriter
@@ -51,11 +52,12 @@ def bake(folder: Path, stored: Sequence[Form], columns: Sequence[Sequence[torch.
 
 @pytest.mark.parametrize("dtype", ITEM_BYTES)
 @pytest.mark.parametrize("shape", [(), (4,), (2, 0), (3, 4, 5)])
-def test_a_row_comes_back_to_the_bit(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("kind", ["npy", "ten"])
+def test_a_row_comes_back_to_the_bit(tmp_path: Path, dtype: str, shape: tuple[int, ...], kind: str) -> None:
     """Of every dtype that may travel, made in the batch or by itself."""
     spec = FieldSpec("x", dtype, shape)
     given = rows(spec, 3)
-    with ShardStore([bake(tmp_path, forms([spec], "npy", 90), [given])]) as store:
+    with ShardStore([bake(tmp_path, forms([spec], kind, 90), [given])]) as store:
         pipeline, _ = load(f"{tmp_path}/b.json")
         pipeline, _ = pipeline.fused(JPEG)
         for i, row in enumerate(given):
@@ -81,14 +83,24 @@ def test_what_is_left_to_do_is_kept(tmp_path: Path) -> None:
     assert found[1] == 2**60
 
 
-@given(st.sampled_from(["|u1", "<f4", "<c16"]), st.lists(st.integers(0, 9), max_size=4))
-def test_arrays_are_files_that_numpy_reads(dtype: str, shape: list[int]) -> None:
-    """Aligned, as NumPy itself writes them."""
-    array = np.zeros(shape, dtype)
-    header = _npy_header(dtype, tuple(shape))
-    found = np.load(io.BytesIO(header + array.tobytes()), allow_pickle=False)
-    assert (found.dtype, found.shape) == (array.dtype, array.shape)
-    assert len(header) % 64 == 0
+@given(st.sampled_from(sorted(set(ITEM_BYTES) - {"bfloat16"})), st.lists(st.integers(0, 9), max_size=4).map(tuple))
+def test_arrays_are_files_that_others_read(dtype: str, shape: tuple[int, ...]) -> None:
+    """NumPy, and whoever reads .ten; and their elements are aligned."""
+    spec = FieldSpec("x.x", dtype, shape)
+    (row,) = rows(spec, 1)
+    for kind, read in (("npy", lambda data: np.load(io.BytesIO(data), allow_pickle=False)), ("ten", _load_ten)):
+        (form,) = forms([spec], kind, 90)
+        if form.extension.endswith("cls"):
+            return
+        found = read(data := form.encode(row))
+        assert (found.dtype, found.shape) == (np.dtype(dtype), shape)
+        assert found.tobytes() == row.numpy().tobytes()
+        assert kind == "ten" or (len(data) - spec.rows(1).nbytes) % 64 == 0
+
+
+def _load_ten(data: bytes) -> Any:
+    (array,), _ = tenbin.loads(data)
+    return array
 
 
 def test_pictures_may_be_jpegs_again(tmp_path: Path) -> None:
@@ -113,26 +125,29 @@ def test_fields_have_members_of_their_own() -> None:
     specs += [FieldSpec("json", "float32", (4,))]
     extensions = [form.extension for form in forms(specs, "npy", 90)]
     assert extensions == ["input.npy", "target.npy", "npy", "cls", "4.cls", "5.npy"]
+    extensions = [form.extension for form in forms(specs, "ten", 90)]
+    assert extensions == ["input.ten", "target.ten", "ten", "cls", "4.cls", "5.ten"]
 
 
-def test_another_array_is_an_error_that_says_what_was_expected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["npy", "ten"])
+def test_another_array_is_an_error_that_says_what_was_expected(tmp_path: Path, kind: str) -> None:
     """Of another size or kind, or no array; never other numbers under the same name."""
-    (form,) = forms([PICTURE], "npy", 90)
+    (form,) = forms([PICTURE], kind, 90)
     sound = form.encode(rows(PICTURE, 1)[0])
-    other = sound.replace(b"'|u1'", b"'|i1'")
+    other = sound.replace(b"'|u1'", b"'|i1'").replace(b"u1\0", b"i1\0")
     writer = ShardWriter(f"{tmp_path}/b-%d.tar")
     with writer.making(describe([form], 16)):
-        writer.write(0, [("0", {"npy": sound + b"1"}), ("1", {"npy": other}), ("2", {"npy": b""}), ("3", {"png": b""})])
+        writer.write(0, [("0", {kind: sound + b"1"}), ("1", {kind: other}), ("2", {kind: b""}), ("3", {"png": b""})])
         path = writer.path(0)
     pipeline, _ = load(f"{tmp_path}/b.json")
     pipeline, _ = pipeline.fused(JPEG)
     with ShardStore([path]) as store:
         for i in range(3):
             with pytest.raises(
-                ValueError, match=r"^the member npy is not the array of uint8 \[5, 7, 3\] that was baked$"
+                ValueError, match=rf"^the member {kind} is not the array of uint8 \[5, 7, 3\] that was baked$"
             ):
                 pipeline.sample(store.open(0), i, 0)
-        with pytest.raises(LookupError, match="has no member npy, only png"):
+        with pytest.raises(LookupError, match=f"has no member {kind}, only png"):
             pipeline.sample(store.open(0), 3, 0)
 
 

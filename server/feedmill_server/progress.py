@@ -1,4 +1,4 @@
-"""How far a long job is: bars at a terminal, a line now and then elsewhere."""
+"""How far a long job is: bars at a terminal while there is something to show, and a line now and then elsewhere."""
 
 import logging
 import time
@@ -14,27 +14,36 @@ __all__ = ["shown"]
 LINE_SECONDS: Final = 10.0
 """Between lines in a log."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("feedmill_server")
 
 
 @contextmanager
 def shown(verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function of what is being done, how many are done, and of how many. ``verb`` says what is done to it."""
+    """Yield a function of what is being done, how much of it is done, and of how much. ``verb`` says what is done."""
     console = Console(stderr=True)
     columns = (TextColumn(verb + " {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True)
     bars: dict[str, TaskID] = {}
     said = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
-        def advance(what: str, done: int, total: int) -> None:
-            nonlocal said
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done)
-            if done == total:
-                progress.remove_task(bars.pop(what))
-            elif not console.is_terminal and time.monotonic() - said >= LINE_SECONDS:
-                said = time.monotonic()
-                _log.info("%s %s: %s of %s", verb, what, f"{done:,}", f"{total:,}")
+    def draw(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            progress.start()
+            bars[what] = progress.add_task(what, total=total)
+        progress.update(bars[what], completed=done)
+        if done == total:
+            progress.remove_task(bars.pop(what))
+            if not bars:
+                progress.stop()  # the terminal is not ours alone: a trainer may write there, too
 
-        yield advance
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal said
+        if done < total and time.monotonic() - said >= LINE_SECONDS:
+            said = time.monotonic()
+            _log.info("%s %s: %s of %s", verb, what, f"{done:,}", f"{total:,}")
+
+    try:
+        yield draw if console.is_terminal else tell
+    finally:
+        if bars:
+            progress.stop()

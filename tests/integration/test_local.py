@@ -151,7 +151,7 @@ print(hashlib.sha256(_packed(Pipeline("cls", transforms=[lambda x: x in words or
 
 
 def test_the_same_pipeline_is_the_same_in_every_process(tmp_path: Path) -> None:
-    """All ranks of a training make their own, and compare them: a set's order, which is another each time, is nothing."""
+    """All ranks of a training make their own, and compare: the order of a set, another each time, means nothing."""
     digests = set()
     for hash_seed in "123":
         with trainer(tmp_path, PACKS, env={"PYTHONHASHSEED": hash_seed}) as (process, _):

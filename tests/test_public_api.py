@@ -28,6 +28,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 import feedmill
 import feedmill.addresses, feedmill.bench, feedmill.cli, feedmill.connection, feedmill.feed, feedmill.tensors
+import feedmill.bridge, feedmill.tenbin, feedmill.tensorcom
 try:
     feedmill.connect("nowhere")
 except feedmill.UsageError as error:

@@ -75,8 +75,8 @@ def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f".{_LATER[name]}", __name__), name)
+        return getattr(import_module(f"feedmill.{_LATER[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith(__name__ + "."):
+        if error.name is None or error.name.startswith("feedmill."):
             raise
         raise UsageError(f"feedmill.{name} needs {error.name}; pip install 'feedmill[server]'") from None

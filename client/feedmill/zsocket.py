@@ -3,7 +3,8 @@
 The rule of this file: libzmq's defaults that lose or hoard data without a word are not ours, where the wire allows it.
 Few batches wait instead of a thousand, none is queued for a reader that is not there, and a publisher knows whether it
 has subscribers. What remains is in the nature of these sockets: PUSH loses what is under way to a reader that dies, PUB
-drops what a slow reader has no room for.
+drops what a slow reader has no room for. And whoever can connect can take what PUSH deals out, or unsubscribe for
+others, and so have a publisher wait: there is no authentication.
 """
 
 import math

@@ -120,4 +120,6 @@ def _bind(server: Server, lifeline: Channel) -> None:
 if __name__ == "__main__":
     descriptors = [int(text) for text in sys.argv[1:]]
     channel = Channel(socket.socket(fileno=descriptors[0]))
-    sys.exit(main(channel, descriptors[1], descriptors[2], descriptors[3] if len(descriptors) > 3 else None))
+    code = main(channel, descriptors[1], descriptors[2], descriptors[3] if len(descriptors) > 3 else None)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Python, while it ends, would show a SystemExit
+    sys.exit(code)

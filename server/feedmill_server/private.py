@@ -9,6 +9,7 @@ Its socket has no name: ``ready`` brings a descriptor of it, and its folder is r
 its children can connect, and nothing is left on the disk, whoever is killed.
 """
 
+import ctypes
 import logging
 import os
 import re
@@ -36,6 +37,8 @@ from .server import Server
 
 __all__ = ["main"]
 
+_PR_SET_CHILD_SUBREAPER: Final = 36  # <sys/prctl.h>
+
 _GRACE: Final = 1.0
 """Seconds for ending in order, after which the kernel does it."""
 
@@ -52,8 +55,18 @@ def main(lifeline: Channel, trainer: int, order: int, pipeline: int | None) -> i
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which may know what to do with it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # for workers, whose parent is killed: see the end
     threading.Thread(target=_end_with, args=(lifeline, trainer), name="lifeline", daemon=True).start()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="feedmill's server: %(message)s")
+    try:
+        return _serve(lifeline, order, pipeline)
+    finally:  # in a container the trainer may be the init process, which leaves orphans unburied
+        with suppress(ChildProcessError):
+            while True:
+                os.wait()
+
+
+def _serve(lifeline: Channel, order: int, pipeline: int | None) -> int:
     with suppress(ChannelClosed):
         try:
             lifeline.send("begun")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -171,3 +172,24 @@ def test_workers_that_are_killed_are_replaced_as_always(shards: list[str]) -> No
                     with suppress(ProcessLookupError):  # those that died with their parent
                         os.kill(pid, signal.SIGKILL)
         assert len(keys) == len(set(keys)) == 240
+
+
+INIT = """
+import ctypes, os, sys
+import feedmill
+from feedmill_server import Pipeline
+from integration.processes import descendants
+
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans become ours, as they do in a container
+with feedmill.local(Pipeline("cls", batch_size=4), sys.argv[1:], workers=2) as feed:
+    next(feed.batches())
+    family = descendants(os.getpid())
+print(len(family) >= 3, [pid for pid in family if os.path.exists(f"/proc/{pid}")])
+"""
+
+
+def test_closing_a_feed_leaves_not_even_a_zombie(tmp_path: Path, shards: list[str]) -> None:
+    """A trainer that is a container's first process inherits orphans, and buries none."""
+    with trainer(tmp_path, INIT, *shards, env={"PYTHONPATH": ":".join(filter(None, sys.path))}) as (process, _):
+        output, errors = process.communicate(timeout=60)
+        assert (output, errors) == ("True []\n", "")

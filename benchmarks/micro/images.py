@@ -13,7 +13,7 @@ from feedmill_protocol.errors import PipelineError
 from feedmill_protocol.tensors import FieldSpec
 from feedmill_server import jpeg
 from feedmill_server.randomness import seed_generators
-from feedmill_server.shards import Shard
+from feedmill_server.stores import Opened
 
 from .timing import microseconds
 
@@ -45,7 +45,7 @@ def main() -> None:
     contest.say(**found, **_finishing(given))
 
 
-def _read(shard: Shard, index: int) -> None:
+def _read(shard: Opened, index: int) -> None:
     for place in shard.index.members(index).values():
         shard.read(*place)
 

@@ -13,6 +13,8 @@ __all__ = ["main"]
 
 _COMMANDS: Final = {
     "serve": ("feedmill_server.cli", "serve batches of augmented samples from shards"),
+    "pack": ("feedmill_server.pack", "make shards of a folder of pictures"),
+    "bake": ("feedmill.bake", "augment offline: write epochs of a pipeline as new shards"),
     "bench": ("feedmill.bench", "iterate over a server's batches and say how fast they come"),
     "monitor": ("feedmill.monitor", "watch how fast batches come, and from which servers"),
     "show": ("feedmill.show", "draw a batch as a contact sheet"),

@@ -6,20 +6,33 @@
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
+
+import numpy as np
 
 from feedmill_protocol import tenbin
 from feedmill_protocol.errors import DataError, ProtocolError, UsageError
 
-__all__ = ["load", "save"]
+__all__ = ["as_array", "load", "save"]
 
 
-def save(path: str | PathLike[str], *arrays: tenbin.Array, infos: Sequence[str] | None = None) -> None:
-    """Write arrays to a file, with ``infos``: texts of at most eight ASCII characters, one for each.
+def as_array(value: Any) -> tenbin.Array:
+    """Return an array as it is, and a tensor, wherever it is, as an array. Raises UsageError for anything else."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return value.numpy(force=True)  # type: ignore[no-any-return]
+    except (AttributeError, TypeError) as error:
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise UsageError(f"{kind} is no array ({error}); give arrays or tensors of one of NumPy's dtypes") from None
 
-    Raises UsageError for what tenbin cannot hold: more than nine dimensions, dtypes that are no numbers; OSError.
+
+def save(path: str | PathLike[str], *arrays: Any, infos: Sequence[str] | None = None) -> None:
+    """Write arrays or tensors to a file, with ``infos``: texts of at most eight ASCII characters, one for each.
+
+    Raises UsageError for what tenbin cannot hold (more than nine dimensions, bfloat16, what is no number), OSError.
     """
-    Path(path).write_bytes(tenbin.dumps(arrays, infos))
+    Path(path).write_bytes(tenbin.dumps([as_array(array) for array in arrays], infos))
 
 
 @overload

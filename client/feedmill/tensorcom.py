@@ -13,14 +13,13 @@ import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import numpy as np
-
 from feedmill_protocol import limits, tenbin
 from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import ProtocolError, UsageError
 
 from . import zurl
 from .rates import Rates
+from .tenbin import as_array
 from .zsocket import HWM, ZSocket
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ class Connection:
             raise UsageError(f"{self._urls[0].text} receives; to send, give one of zpush, zpub, zrpush, zrpub")
         if not isinstance(data, (list, tuple)):
             raise UsageError(f"a batch is a list or tuple of arrays or tensors, not {type(data).__name__}")
-        arrays = [_array(value) for value in data]
+        arrays = [as_array(value) for value in data]
         for array in arrays:
             if f"{array.dtype.kind}{array.dtype.itemsize}" in _WIDE and not (allow64 or self._allow64):
                 raise UsageError(f"an array of {array.dtype}: send 32-bit numbers, or give allow64=True")
@@ -229,16 +228,6 @@ def publish(
 def _or_none(name: str, value: int | None) -> int | None:
     """Read a number for which None, and -1 as in tensorcom, means none."""
     return None if value is None or value == -1 else integer(name, value, 1, limits.INT63)
-
-
-def _array(value: Any) -> tenbin.Array:
-    if isinstance(value, np.ndarray):
-        return value
-    try:
-        return value.detach().numpy(force=True)  # type: ignore[no-any-return] # a tensor, wherever it is
-    except (AttributeError, TypeError) as error:
-        kind = getattr(value, "dtype", type(value).__name__)
-        raise UsageError(f"cannot send {kind} ({error}); send arrays or tensors of one of NumPy's dtypes") from None
 
 
 def _steps(

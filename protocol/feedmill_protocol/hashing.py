@@ -27,6 +27,7 @@ class Domain(IntEnum):
     SHARDS = 1
     RUNS = 2
     SAMPLE = 3
+    PACKING = 4
 
 
 def hash64(domain: Domain, *words: Words) -> npt.NDArray[np.uint64]:

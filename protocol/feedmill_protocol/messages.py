@@ -28,6 +28,7 @@ __all__ = [
     "Reject",
     "Skipped",
     "Welcome",
+    "check_field",
     "shorten",
 ]
 
@@ -47,7 +48,7 @@ _any_field = record(
 )
 
 
-def _field(value: object, path: str) -> object:
+def check_field(value: object, path: str) -> FieldSpec:
     """Accept a field whose parts agree with each other."""
     field = cast("FieldSpec", _any_field(value, path))
     # A size of 0 makes a row of no bytes, but not the strides of a tensor small.
@@ -164,7 +165,7 @@ class Welcome:
     server: Name
     boot: Name
     stream: Name
-    fields: Annotated[tuple[FieldSpec, ...], sequence(_field, limits.FIELDS)]
+    fields: Annotated[tuple[FieldSpec, ...], sequence(check_field, limits.FIELDS)]
     batch_size: Annotated[int, integer(1, limits.BATCH_SAMPLES)]
     catalog: Name
     fingerprint: Name

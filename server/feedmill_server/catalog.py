@@ -14,7 +14,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .shards import ShardStore
+from .stores import Store
 
 __all__ = ["Catalog"]
 
@@ -41,7 +41,7 @@ class Catalog:
     extensions: dict[str, int]
 
     @classmethod
-    def build(cls, store: ShardStore, progress: Callable[[int, int], None] | None = None) -> Self:
+    def build(cls, store: Store, progress: Callable[[int, int], None] | None = None) -> Self:
         """Index every shard of ``store``, calling ``progress(done, total)`` after each. Raises `ShardError`."""
         total = len(store)
         counts = np.zeros(total, np.uint32)
@@ -62,7 +62,6 @@ class Catalog:
                     if progress:
                         progress(i + 1, total)
         digest = hashlib.sha256(indexes.digest())
-        sizes = [stamp.size for stamp in store.stamps if stamp]
-        for name, count, size in zip(store.names, counts, sizes, strict=True):
+        for name, count, size in zip(store.names, counts, store.sizes, strict=True):
             digest.update(f"{name}\0{count}\0{size}\n".encode())
         return cls(store.names, counts, digest.hexdigest()[:DIGEST_DIGITS], dict(extensions))

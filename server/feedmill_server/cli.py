@@ -21,10 +21,15 @@ _log = logging.getLogger("feedmill_server")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``feedmill serve``; their defaults stand in `ServerConfig`."""
     parser.add_argument("shards", nargs="*", metavar="SHARDS", help="tar files; braces and globs are expanded")
-    stream = parser.add_argument_group("the stream that SHARDS are")
+    stream = parser.add_argument_group("the stream")
+    stream.add_argument("--dir", metavar="DIR", help="instead of SHARDS: a folder of pictures, DIR/CLASS/picture.jpg")
     stream.add_argument("--stream", metavar="NAME", help="its name (default: train)")
     stream.add_argument("--preset", metavar="NAME", help=f"a pipeline that comes with feedmill: {' or '.join(PRESETS)}")
-    stream.add_argument("--pipeline", metavar="FILE.py:NAME", help="a pipeline of your own; or module:NAME")
+    stream.add_argument(
+        "--pipeline",
+        metavar="FILE.py:NAME",
+        help="a pipeline of your own; or module:NAME, or the FILE.json of baked shards",
+    )
     stream.add_argument("--batch-size", metavar="N", help="samples of a batch (default: the pipeline's, or 64)")
     stream.add_argument("--exact", action="store_true", default=None, help="run its transforms as written, slower")
     stream.add_argument(
@@ -66,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     stream = {
         "name": args.stream,
         "shards": args.shards or None,
+        "dir": args.dir,
         "preset": args.preset,
         "pipeline": args.pipeline,
         "batch_size": args.batch_size,
@@ -75,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    with shown() as progress, hosted(config, progress) as server:
+    with shown("indexing") as progress, hosted(config, progress) as server:
         if not args.check:
             _handle_signals(server)
         server.prepare()

@@ -19,7 +19,7 @@ from feedmill_protocol.errors import UsageError
 
 from .inflate import INFLATED_BYTES
 
-__all__ = ["PRESETS", "SAMPLE_TIMEOUT", "ServerConfig", "StreamConfig"]
+__all__ = ["PRESETS", "SAMPLE_TIMEOUT", "ServerConfig", "StreamConfig", "parse_size"]
 
 PRESETS: Final = {
     "imagenet-train": "feedmill_server.imagenet:train",
@@ -34,7 +34,7 @@ should be told its name within the 60 s (feedmill.connect's timeout) that they w
 _WORKER_MEMORY: Final = 64 * 1024 * 1024
 """Less is no limit but a mistake: an image of 20 megapixels is as large."""
 
-_INSTEAD: Final = {"preset": "pipeline", "pipeline": "preset"}
+_INSTEAD: Final = {"preset": "pipeline", "pipeline": "preset", "shards": "dir", "dir": "shards"}
 """Who says the one, on the command line say, does not mean the other, from a file say."""
 
 _LONGEST: Final = 86_400
@@ -47,10 +47,13 @@ _PORT: Final = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """One stream: its shards, and either a ``pipeline`` (FILE.py:NAME or module:NAME) or a ``preset``."""
+    """One stream: its ``shards`` or a ``dir``, and a ``pipeline`` or a ``preset``."""
 
     shards: tuple[str, ...] = ()
+    dir: str = ""
+    """A folder of pictures, DIR/CLASS/picture.jpg; see `feedmill_server.tree`."""
     pipeline: str = ""
+    """FILE.py:NAME or module:NAME, or the FILE.json of baked shards."""
     preset: str = ""
     batch_size: int | None = None
     exact: bool = False
@@ -122,7 +125,9 @@ class ServerConfig:
     def checked(self) -> Self:
         """Return this configuration with what depends on the machine filled in. Raises UsageError."""
         if not self.streams:
-            raise UsageError("nothing to serve: give SHARDS and --preset or --pipeline, or --config FILE.toml")
+            raise UsageError(
+                "nothing to serve: give SHARDS or --dir, and --preset or --pipeline, or --config FILE.toml"
+            )
         if self.authorized_clients and not self.keys:
             raise UsageError(
                 f"authorized_clients={self.authorized_clients!r}: without keys there is no telling who comes; "
@@ -156,15 +161,21 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(stream, dict):
             raise UsageError(f"configuration {path}: streams.{name} must be a table")
         _known(stream, _keys(StreamConfig), f"configuration {path}, [streams.{name}]")
-        if isinstance(stream.get("shards"), str):
-            stream["shards"] = [stream["shards"]]
-        # Paths in a file are relative to that file, so that it means the same from everywhere.
-        if isinstance(shards := stream.get("shards"), list):
-            stream["shards"] = [_beside(path, shard) for shard in shards]
-        if isinstance(pipeline := stream.get("pipeline"), str) and ".py:" in pipeline:
-            stream["pipeline"] = _beside(path, pipeline)
+        _resolve(stream, path)
     folders = [key for key in ("cache", "keys", "authorized_clients") if values.get(key)]
     return values | {key: _beside(path, values[key]) for key in folders}
+
+
+def _resolve(stream: dict[str, Any], path: Path) -> None:
+    """Have the paths of a stream be relative to the file at ``path``, so that it means the same from everywhere."""
+    if isinstance(stream.get("shards"), str):
+        stream["shards"] = [stream["shards"]]
+    if isinstance(shards := stream.get("shards"), list):
+        stream["shards"] = [_beside(path, shard) for shard in shards]
+    if stream.get("dir"):
+        stream["dir"] = _beside(path, stream["dir"])
+    if isinstance(pipeline := stream.get("pipeline"), str) and (".py:" in pipeline or pipeline.endswith(".json")):
+        stream["pipeline"] = _beside(path, pipeline)
 
 
 def _beside(path: Path, given: Any) -> Any:
@@ -181,9 +192,9 @@ def _known(values: Mapping[str, Any], keys: set[str], where: str) -> None:
 
 def _server_value(key: str, value: Any) -> Any:
     if key in {"memory", "cache_bytes"}:
-        return _bytes(key, value)
+        return parse_size(key, value)
     if key == "worker_memory":
-        if (size := _bytes(key, value)) < _WORKER_MEMORY:
+        if (size := parse_size(key, value)) < _WORKER_MEMORY:
             raise UsageError(
                 f"worker_memory={value!r}: expected {_WORKER_MEMORY // 2**20}MiB or more; leave it out for no limit"
             )
@@ -208,14 +219,17 @@ def _stream(name: str, given: Mapping[str, Any]) -> StreamConfig:
     size = given.get("batch_size")
     stream = StreamConfig(
         shards=tuple(shards),
+        dir=_string("dir", given.get("dir", "")),
         pipeline=_string("pipeline", given.get("pipeline", "")),
         preset=_string("preset", given.get("preset", "")),
         exact=_boolean("exact", given.get("exact", False)),
         repeated=_boolean("repeated", given.get("repeated", False)),
         batch_size=None if size is None else _integer("batch_size", size, 1, limits.BATCH_SAMPLES),
     )
-    if not stream.shards:
-        raise UsageError(f"stream {name} has no shards")
+    if not (stream.shards or stream.dir):
+        raise UsageError(f"stream {name} has no shards; give SHARDS, or a folder of pictures with --dir")
+    if stream.shards and stream.dir:
+        raise UsageError(f"stream {name} has shards and a dir={stream.dir!r}; give one of them, or two streams")
     if stream.preset and stream.preset not in PRESETS:
         raise UsageError(f"stream {name}: there is no preset {stream.preset!r}; presets are {', '.join(PRESETS)}")
     if bool(stream.pipeline) == bool(stream.preset):
@@ -257,7 +271,8 @@ def _boolean(key: str, value: Any) -> bool:
     return value
 
 
-def _bytes(key: str, value: Any) -> int:
+def parse_size(key: str, value: Any) -> int:
+    """Return the bytes that a value like 512MiB, "2GB" or 1000 means. Raises UsageError, which names ``key``."""
     match = _SIZE.fullmatch(value if isinstance(value, str) else _shown(value))
     if match is None:
         raise UsageError(f"{key}={_shown(value)}: expected a size like 512MiB or 2GB")

@@ -23,10 +23,14 @@ class PipelineFacts(NamedTuple):
 
 
 class StoreFacts(NamedTuple):
-    """The shards of a stream: their paths as bytes, the states in which they were indexed, and how to open them."""
+    """The shards of a stream: their paths as bytes, the states in which they were indexed, and how to open them.
+
+    Where there is a ``tree`` (a packed `feedmill_server.tree.Tree`), its pictures are the data, and ``paths`` is empty.
+    """
 
     paths: Sequence[bytes]
     stamps: Sequence[tuple[int, int] | None]
     cache: str
     inflated_bytes: int
     open_shards: int
+    tree: bytes = b""

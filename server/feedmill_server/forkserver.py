@@ -35,12 +35,16 @@ import torchvision
 
 from feedmill_protocol.errors import FeedmillError
 
+from . import baked
 from .channel import Channel, ChannelClosed
 from .descriptions import PipelineFacts, StoreFacts
+from .folders import FolderStore
 from .handover import unpack
 from .jpeg import Backend, choose
 from .pipeline import Pipeline, load
 from .shards import ShardStore, Stamp
+from .stores import Store
+from .tree import Tree
 from .watch import Watch
 from .worker import Exhausted, Mill, work
 
@@ -77,10 +81,14 @@ def _load(
     handed: Sequence[int],
 ) -> tuple[Pipeline, PipelineFacts]:
     """Load a pipeline, or unpack one that was handed over; return it, fused, and what the broker should know of it."""
-    pipeline, source = unpack(handed[0]) if handed else load(reference)
+    pipeline, source = unpack(handed[0]) if handed else _named(reference)
     pipeline, fusion = pipeline.fused(backend, exact=exact)
     fields = [(field.name, field.extensions) for field in pipeline.fields if not pipeline.stages]
     return pipeline, PipelineFacts(fields, pipeline.batch_size, source, fusion)
+
+
+def _named(reference: str) -> tuple[Pipeline, str]:
+    return baked.load(reference) if reference.endswith(".json") else load(reference)
 
 
 def _read(fd: int) -> list[StoreFacts]:
@@ -89,8 +97,10 @@ def _read(fd: int) -> list[StoreFacts]:
         return [StoreFacts(*facts) for facts in msgpack.unpackb(file.read())]
 
 
-def _open(store: StoreFacts) -> ShardStore:
-    """Return the store that the broker describes, with the shards in the state in which the broker saw them."""
+def _open(store: StoreFacts) -> Store:
+    """Return the store that the broker describes, with shards or pictures in the state in which the broker saw them."""
+    if store.tree:
+        return FolderStore(Tree.from_bytes(store.tree), open_shards=store.open_shards)
     return ShardStore(
         [Path(os.fsdecode(path)) for path in store.paths],
         cache=Path(store.cache) if store.cache else None,

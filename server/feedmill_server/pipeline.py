@@ -28,6 +28,8 @@ from .decode import Decode, decoder, is_image
 from .fields import Field, parse
 from .fusion import Finishing, Fused, fuse
 from .jpeg import Backend
+from .randomness import seed_generators
+from .stores import Opened
 
 __all__ = ["KEY", "Pipeline", "Stage", "Transform", "load", "row"]
 
@@ -135,6 +137,23 @@ class Pipeline:
                     value = transform(value)
             values.append(value)
         return values
+
+    def members(self, shard: Opened, index: int) -> dict[str, Any]:
+        """Read what is wanted of sample ``index`` of a shard: bytes by extension, and its key. Raises ShardError."""
+        places = shard.index.members(index)
+        read = {extension: shard.read(*places[extension]) for extension in self.wanted(places)}
+        return {KEY: shard.index.key(index), **read}
+
+    def sample(
+        self, shard: Opened, index: int, seed: int, rows: Sequence[torch.Tensor | None] | None = None
+    ) -> list[torch.Tensor]:
+        """Read sample ``index`` of a shard, and return the row of every field, drawn from ``seed``.
+
+        ``rows`` are as for a call. Raises ShardError, and what a call raises.
+        """
+        members = self.members(shard, index)
+        seed_generators(seed)
+        return self(members, rows)
 
     def decoded(self, members: Mapping[str, Any]) -> dict[str, Any]:
         """Return a sample with all its members decoded."""

@@ -20,8 +20,10 @@ from .catalog import Catalog
 from .channel import ChannelClosed
 from .config import ServerConfig, StreamConfig
 from .descriptions import PipelineFacts, StoreFacts
+from .folders import FolderStore
 from .listing import expand
 from .shards import OPEN_SHARDS, ShardStore
+from .tree import Tree
 from .workers import LOAD_TIMEOUT, Workers
 
 __all__ = ["Served", "check_memory", "prepare"]
@@ -41,13 +43,13 @@ class Served(NamedTuple):
 
 def prepare(config: ServerConfig, workers: Workers, progress: Callable[[str, int, int], None]) -> list[Served]:
     """Start the workers of a server, and say what it serves. Raises what `feedmill_protocol.errors` has for it."""
-    stores = {name: _store(config, stream) for name, stream in config.streams.items()}
     workers.start(time.monotonic())
 
     def indexed(stream: str, done: int, total: int) -> None:
         progress(stream, done, total)
         workers.check_loaded()  # a pipeline that does not load is known before a long index is done
 
+    stores = {name: _store(config, stream, partial(indexed, name)) for name, stream in config.streams.items()}
     catalogs = [Catalog.build(store, partial(indexed, name)) for name, store in stores.items()]
     pipelines, versions = workers.wait_loaded(LOAD_TIMEOUT)
     for name, pipeline, catalog in zip(stores, pipelines, catalogs, strict=True):
@@ -153,11 +155,17 @@ def _first_samples(catalog: Catalog) -> list[tuple[int, int]]:
     return list(itertools.islice(firsts, _PROBES))
 
 
-def _store(config: ServerConfig, stream: StreamConfig) -> ShardStore:
+def _store(
+    config: ServerConfig, stream: StreamConfig, progress: Callable[[int, int], None]
+) -> ShardStore | FolderStore:
+    if stream.dir:
+        return FolderStore(Tree.scan(stream.dir, progress))
     cache = Path(config.cache) if config.cache else None
     return ShardStore(expand(stream.shards, repeated=stream.repeated), cache=cache, inflated_bytes=config.cache_bytes)
 
 
-def _facts(config: ServerConfig, store: ShardStore, open_shards: int) -> StoreFacts:
+def _facts(config: ServerConfig, store: ShardStore | FolderStore, open_shards: int) -> StoreFacts:
+    if isinstance(store, FolderStore):
+        return StoreFacts((), (), "", 0, open_shards, store.tree.to_bytes())
     paths = [os.fsencode(path) for path in store.paths]
     return StoreFacts(paths, store.stamps, config.cache, config.cache_bytes, open_shards)

@@ -71,7 +71,7 @@ def _serve(lifeline: Channel, order: int, pipeline: int | None) -> int:
         try:
             lifeline.send("begun")
             config = _config(order, handed=pipeline is not None)
-            with shown() as progress, hosted(config, progress, pipeline) as server:
+            with shown("indexing") as progress, hosted(config, progress, pipeline) as server:
                 server.prepare()
                 _bind(server, lifeline)
                 server.run()
@@ -101,7 +101,7 @@ def _config(order: int, *, handed: bool) -> ServerConfig:
     stream, pipeline = given.pop("stream"), given.pop("pipeline", "")
     if handed:
         pipeline = "the trainer's"
-    elif pipeline not in PRESETS and ":" not in pipeline:
+    elif pipeline not in PRESETS and ":" not in pipeline and not pipeline.endswith(".json"):
         presets = ", ".join(PRESETS)
         raise UsageError(
             f"pipeline={pipeline!r}: expected a Pipeline, FILE.py:NAME, module:NAME or a preset; presets are {presets}"
@@ -133,4 +133,6 @@ def _bind(server: Server, lifeline: Channel) -> None:
 if __name__ == "__main__":
     descriptors = [int(text) for text in sys.argv[1:]]
     channel = Channel(socket.socket(fileno=descriptors[0]))
-    sys.exit(main(channel, descriptors[1], descriptors[2], descriptors[3] if len(descriptors) > 3 else None))
+    code = main(channel, descriptors[1], descriptors[2], descriptors[3] if len(descriptors) > 3 else None)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Python, while it ends, would show a SystemExit
+    sys.exit(code)

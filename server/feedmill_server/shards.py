@@ -83,6 +83,19 @@ class Shard:
             raise _changed(self.name)
         return data
 
+    def read_into(self, offset: int, *buffers: memoryview) -> None:
+        """Fill the buffers one after the other with what begins at ``offset``. Raises what `read` raises."""
+        size = sum(buffer.nbytes for buffer in buffers)
+        try:
+            whole = os.preadv(self._descriptor, buffers, offset) == size and Stamp.of(self._descriptor) == self._stamp
+        except OSError:
+            whole = False
+        if not whole:  # cut short, which a network disk may do, or something is wrong: `read` knows what
+            data = memoryview(self.read(offset, size))
+            for buffer in buffers:
+                buffer[:] = data[: buffer.nbytes]
+                data = data[buffer.nbytes :]
+
     def close(self) -> None:
         """Let go of the file."""
         if not self.closed:
@@ -137,6 +150,11 @@ class ShardStore:
     def stamps(self) -> tuple[Stamp | None, ...]:
         """The state of each shard, None for those that were not used yet."""
         return tuple(self._stamps)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The bytes of each shard that was used."""
+        return tuple(stamp.size for stamp in self._stamps if stamp)
 
     def index(self, i: int) -> ShardIndex:
         """Return the index of shard ``i``, from the cache or from a walk through its headers.

@@ -31,9 +31,8 @@ from feedmill_protocol.messages import shorten
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 from .channel import Channel, ChannelClosed
-from .pipeline import KEY, Pipeline, dtype_name
-from .randomness import seed_generators
-from .shards import ShardStore
+from .pipeline import Pipeline, dtype_name
+from .stores import Store
 from .watch import Watch
 
 __all__ = ["Exhausted", "Mill", "reason_of", "work"]
@@ -52,22 +51,17 @@ class Mill:
     """What a worker needs of a stream."""
 
     pipeline: Pipeline
-    store: ShardStore
+    store: Store
 
     def sample(
         self, shard: int, index: int, seed: int, rows: Sequence[torch.Tensor] | None = None
     ) -> list[torch.Tensor]:
-        """Return the value of every field of one sample; see `Pipeline.__call__` for ``rows``."""
-        members = self.members(shard, index)
-        seed_generators(seed)
-        return self.pipeline(members, rows)
+        """Return the value of every field of one sample; see `Pipeline.sample`."""
+        return self.pipeline.sample(self.store.open(shard), index, seed, rows)
 
     def members(self, shard: int, index: int) -> dict[str, Any]:
-        """Return what the pipeline wants of one sample: its key, and bytes by extension."""
-        opened = self.store.open(shard)
-        places = opened.index.members(index)
-        read = {extension: opened.read(*places[extension]) for extension in self.pipeline.wanted(places)}
-        return {KEY: opened.index.key(index), **read}
+        """Return what the pipeline wants of one sample; see `Pipeline.members`."""
+        return self.pipeline.members(self.store.open(shard), index)
 
     def key(self, shard: int, index: int) -> str:
         """Return a sample's key."""

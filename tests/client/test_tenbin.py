@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorcom.tenbin
+import torch
 
 from feedmill import tenbin
 from feedmill_protocol.errors import DataError, UsageError
@@ -31,6 +32,16 @@ def test_tensorcom_reads_our_files_and_we_read_its(tmp_path: Path) -> None:
     assert Path(ours).read_bytes() == Path(theirs).read_bytes()
     assert np.array_equal(tensorcom.tenbin.load(ours)[0], IMAGES)
     assert np.array_equal(tenbin.load(theirs)[1], LABELS)
+
+
+def test_tensors_are_saved_as_arrays(tmp_path: Path) -> None:
+    """What is neither is refused."""
+    tenbin.save(tmp_path / "a.ten", torch.arange(3))
+    (numbers,) = tenbin.load(tmp_path / "a.ten")
+    assert numbers.tolist() == [0, 1, 2]
+    with pytest.raises(UsageError, match="list is no array"):
+        tenbin.save(tmp_path / "b.ten", [1, 2])
+    assert not (tmp_path / "b.ten").exists()
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:

@@ -285,8 +285,8 @@ def test_a_publisher_waits_while_nobody_reads(tmp_path: Path, opened: Opener) ->
     [
         ([np.zeros(2)], "an array of float64: send 32-bit numbers, or give allow64=True"),
         ([np.zeros(2, "U1")], "tenbin has no dtype"),
-        ([torch.zeros(2, dtype=torch.bfloat16)], "cannot send torch.bfloat16"),
-        ([[1, 2]], "cannot send list"),
+        ([torch.zeros(2, dtype=torch.bfloat16)], "torch.bfloat16 is no array"),
+        ([[1, 2]], "list is no array"),
         (np.zeros(2), "a batch is a list or tuple of arrays or tensors, not ndarray"),
     ],
 )
@@ -318,6 +318,7 @@ def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], says:
 def test_the_wrong_end_and_the_wrong_place_are_refused(tmp_path: Path, opened: Opener) -> None:
     """Senders do not receive, and addresses that are taken cannot be bound to."""
     writer = opened("zpub://127.0.0.1:*")
+    assert repr(writer).startswith("<Connection zpub://127.0.0.1:*: 0 batches")
     with pytest.raises(UsageError, match="sends; to receive"):
         writer.recv()
     with pytest.raises(UsageError, match="infos=True: expected the texts"):

@@ -5,7 +5,8 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,28 @@ def test_a_tensorcom_client_gets_what_a_feed_gets(
     assert process.wait(TIMEOUT) == 0
 
 
-def test_readers_share_an_epoch_and_one_that_is_killed_ends_nothing(
-    bridge: Bridge, their_reader: Callable[[str], Any], fleet: Fleet
-) -> None:
-    """The others get the rest; then Ctrl-C ends the bridge, at once and in silence."""
+def test_readers_that_stay_share_an_epoch_without_loss(bridge: Bridge, fleet: Fleet) -> None:
+    """Each batch comes to one of them; the bridge ends when they have taken all."""
+    process = bridge(fleet["two"], "zrpush://127.0.0.1:*", "--stream", "pictures", "--epochs", "1", "--hwm", "1")
+    url = f"zrpull://{endpoint(process)}"
+
+    def labels(reader: feedmill.Connection) -> list[int]:
+        found: list[int] = []
+        with reader, suppress(feedmill.ServerUnavailable):
+            for _, numbers in reader:
+                found += numbers.tolist()
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(labels, [feedmill.Connection(url, hwm=1, timeout=5.0) for _ in range(2)]))
+    assert process.wait(TIMEOUT) == 0
+    assert all(found)
+    expected = torch.cat([numbers for _, numbers in epoch_of(fleet["two"], "pictures")]).tolist()
+    assert sorted(found[0] + found[1]) == sorted(expected)
+
+
+def test_a_reader_that_is_killed_ends_nothing(bridge: Bridge, their_reader: Callable[[str], Any], fleet: Fleet) -> None:
+    """The other gets the rest; then Ctrl-C ends the bridge, at once and in silence."""
     process = bridge(fleet["two"], "zrpush://127.0.0.1:*", "--stream", "pictures", "--hwm", "1", "--dtype", "uint8")
     url = f"zrpull://{endpoint(process)}"
     first, second = their_reader(url), their_reader(url)

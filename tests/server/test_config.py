@@ -112,6 +112,9 @@ def test_paths_in_a_file_are_relative_to_the_file(tmp_path: Path, monkeypatch: p
         [streams.b]
         shards = "b.tar"
         pipeline = "pipes.p:P"
+        [streams.c]
+        dir = "pictures"
+        pipeline = "baked.json"
         """,
     )
     config = merge(options, {})
@@ -122,9 +125,23 @@ def test_paths_in_a_file_are_relative_to_the_file(tmp_path: Path, monkeypatch: p
             pipeline=f"{tmp_path}/pipes/p.py:P",
         ),
         "b": StreamConfig(shards=(f"{tmp_path}/b.tar",), pipeline="pipes.p:P"),
+        "c": StreamConfig(dir=f"{tmp_path}/pictures", pipeline=f"{tmp_path}/baked.json"),
     }
     assert merge({"cache": "cached"}).cache == "cached"
     assert merge(toml(tmp_path, 'cache = ""')).cache == ""
+
+
+def test_a_folder_instead_of_shards_may_be_said_anywhere(tmp_path: Path) -> None:
+    """Who says the one does not mean the other, where that was said with less weight."""
+    options = toml(tmp_path, "[streams.train]\ndir = '/data/file'\npreset = 'imagenet-train'")
+    assert merge(options, {}).streams["train"].dir == "/data/file"
+    for said, environ in (({}, {"FEEDMILL_DIR": "here"}), ({"dir": "here"}, {"FEEDMILL_DIR": "there"})):
+        stream = merge(options, said, environ).streams["train"]
+        assert (stream.dir, stream.shards) == ("here", ())
+    stream = merge(options, {"shards": ["a.tar"]}, {"FEEDMILL_DIR": "there"}).streams["train"]
+    assert (stream.dir, stream.shards) == ("", ("a.tar",))
+    stream = merge({}, {"dir": "here", "preset": "imagenet-eval"}, {"FEEDMILL_SHARDS": "a.tar"}).streams["train"]
+    assert (stream.dir, stream.shards) == ("here", ())
 
 
 # What values may be.
@@ -276,8 +293,9 @@ def test_a_value_that_cannot_be_is_an_error(options: dict[str, Any], says: str) 
 @pytest.mark.parametrize(
     ("stream", "says"),
     [
-        ({}, "^nothing to serve: give SHARDS and --preset or --pipeline, or --config FILE.toml$"),
-        ({"preset": "imagenet-train"}, "^stream train has no shards$"),
+        ({}, "^nothing to serve: give SHARDS or --dir, and --preset or --pipeline, or --config FILE.toml$"),
+        ({"preset": "imagenet-train"}, "^stream train has no shards; give SHARDS, or a folder of pictures with --dir$"),
+        ({**STREAM, "dir": "d"}, "^stream train has shards and a dir='d'; give one of them, or two streams$"),
         ({"shards": ["a"]}, r"^stream train needs either a pipeline \(FILE.py:NAME\) or a preset, and not both$"),
         ({**STREAM, "pipeline": "a:b"}, "^stream train needs either .* and not both$"),
         (
@@ -309,6 +327,7 @@ def test_a_stream_that_cannot_be_served_is_an_error(stream: dict[str, Any], says
         ("[streams.a]\nshards = ['a']\npreset = 5", "^preset=5: expected a string$"),
         ("[streams.'']\nshards = ['a']\npreset = 'imagenet-eval'", "^stream '': a name has 1 to 128 bytes$"),
         ("cache = 5\n[streams.a]\nshards = ['a']\npreset = 'imagenet-eval'", "^cache=5: expected a string$"),
+        ("[streams.a]\ndir = 5\npreset = 'imagenet-eval'", "^dir=5: expected a string$"),
         ("config = 'other.toml'", "there is no option 'config'"),
     ],
 )

@@ -93,6 +93,24 @@ def test_a_shard_is_closed_with_its_file(path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("short", [False, True])
+def test_a_shard_is_read_into_buffers(path: Path, monkeypatch: pytest.MonkeyPatch, *, short: bool) -> None:
+    """One after the other, also where the system stops in the middle; a shard that has changed is an error."""
+    if short:
+        monkeypatch.setattr(os, "preadv", lambda *_: 3)
+    with ShardStore([path]) as store:
+        shard = store.open(0)
+        offset, _ = shard.index.members(3)["jpg"]
+        first, second = bytearray(4), bytearray(2)
+        shard.read_into(offset, memoryview(first), memoryview(second))
+        assert first + second == b"jpeg 3"
+        change(path)
+        with pytest.raises(ShardError, match=r"^shard a.tar: changed since it was indexed"):
+            shard.read_into(offset, memoryview(first))
+        with pytest.raises(ShardError, match=r"^shard a.tar: .* are not within its"):
+            shard.read_into(2**62, memoryview(first))
+
+
 @pytest.mark.parametrize(("offset", "size"), [(-1, 1), (0, -1), (0, 10**9), (10**9, 0), (2**62, 2**62)])
 def test_reads_beyond_a_shard_are_errors(path: Path, offset: int, size: int) -> None:
     """An index that lies is noticed, whatever it says."""

@@ -230,7 +230,7 @@ def test_the_same_shard_twice_is_refused(refuse: Callable[..., Refused], numbers
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
-        ("batchsize = 3", "there is no option 'batchsize'; options are bind"),
+        ("batchsize = 3", "there is no option 'batchsize'; options are authorized_clients, bind"),
         ("[streams.train]\nshard = 'a.tar'", "[streams.train]: there is no option 'shard'; options are batch_size"),
         ("[streams]\ntrain = 3", "streams.train must be a table"),
         ("streams = 3", "streams must be tables"),

@@ -27,7 +27,7 @@ class Domain(IntEnum):
     SHARDS = 1
     RUNS = 2
     SAMPLE = 3
-    PACKING = 4
+    PACKING = 4  # the order of pictures in shards that are made; not of the wire
 
 
 def hash64(domain: Domain, *words: Words) -> npt.NDArray[np.uint64]:

@@ -244,7 +244,8 @@ def test_the_hashes_of_the_example_are_right() -> None:
     words = [1, 42, 3, 0]
     rows = table(TEXT, "after the word", "h")
     assert rows == [[str(words[i]), hashed(*words[: i + 1])] for i in range(4)]
-    assert {d.name: int(d) for d in hashing.Domain} == {"SHARDS": 1, "RUNS": 2, "SAMPLE": 3}
+    of_the_wire = {d.name: int(d) for d in hashing.Domain if d is not hashing.Domain.PACKING}
+    assert of_the_wire == {"SHARDS": 1, "RUNS": 2, "SAMPLE": 3}
 
 
 def test_the_order_of_the_example_is_right() -> None:

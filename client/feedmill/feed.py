@@ -19,7 +19,7 @@ from feedmill_protocol import limits, spans
 from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import StreamMismatch, UsageError
 from feedmill_protocol.messages import Get, Skipped, Welcome
-from feedmill_protocol.plan import Last, Plan
+from feedmill_protocol.plan import Last, Plan, Shuffle
 from feedmill_protocol.tensors import FieldSpec
 
 from . import addresses, state
@@ -67,7 +67,7 @@ class Options(TypedDict, total=False):
     rank: int | None
     world_size: int | None
     seed: int
-    shuffle: bool
+    shuffle: Shuffle
     batch_size: int | None
     window: int
     run: int
@@ -87,7 +87,7 @@ def connect(
     rank: int | None = None,
     world_size: int | None = None,
     seed: int = 0,
-    shuffle: bool = True,
+    shuffle: Shuffle = True,
     batch_size: int | None = None,
     window: int = 16,
     run: int = 1,
@@ -105,7 +105,7 @@ def connect(
     ``url`` names them: ``"tcp://cpu-{0..3}:7880"``, a list, a host name with several addresses. ``stream`` may be left
     out if they have but one. ``rank`` and ``world_size`` say which share of the batches is ours; by default what
     torch.distributed says, or everything; in the first case all ranks must call this, and tell each other what they
-    have been given. ``seed``, ``shuffle``, ``window`` (shards shuffled together), ``run``
+    have been given. ``seed``, ``shuffle`` (True, False, "within"), ``window`` (shards shuffled together), ``run``
     (samples that stay together) and ``last`` ("keep", "drop", "pad") make the plan, on which all ranks must agree; see
     `feedmill_protocol.plan.Plan`. ``batch_size`` is the stream's unless given.
 
@@ -131,8 +131,8 @@ def connect(
             raise UsageError(f"rank={rank!r}, world_size={world_size!r}: give both or neither")
         _one_of("order", order, ("plan", "arrival"))
         _one_of("on_error", on_error, ("raise", "skip"))
-        if type(shuffle) is not bool:
-            raise UsageError(f"shuffle={shuffle!r}: expected True or False")
+        if type(shuffle) is not bool and shuffle != "within":
+            raise UsageError(f"shuffle={shuffle!r}: expected True, False or 'within'")
         if not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
             raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds")
         ahead = None if prefetch is None else integer("prefetch", prefetch, 1, limits.OUTSTANDING)

@@ -14,7 +14,7 @@ from typing import Any, Final, Self, TypeAlias, TypedDict, cast
 from feedmill_protocol import limits
 from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import SampleError, UsageError
-from feedmill_protocol.plan import Last, Plan
+from feedmill_protocol.plan import Last, Plan, Shuffle
 from feedmill_server import jpeg
 from feedmill_server.catalog import Catalog
 from feedmill_server.decode import Decode
@@ -43,7 +43,7 @@ class Order(TypedDict):
 
     batch_size: int
     seed: int
-    shuffle: bool
+    shuffle: Shuffle
     window: int
     run: int
     rank: int
@@ -126,11 +126,6 @@ class WebLoader:
         self._seed = integer("seed", seed, 0, limits.INT63)
         self._shuffle = integer("shuffle", shuffle, 0, limits.INT63)
         self._shardshuffle = self._shuffle > 0 if shardshuffle is None else bool(shardshuffle)
-        if self._shuffle and not self._shardshuffle:
-            raise UsageError(
-                f"shuffle={shuffle}, shardshuffle={shardshuffle}: samples are shuffled together with their shards; "
-                "leave shardshuffle out"
-            )
         self._recipe = Recipe(
             fields,
             decode=decode,
@@ -253,7 +248,7 @@ class WebLoader:
         return {
             "batch_size": size,
             "seed": self._seed,
-            "shuffle": self._shardshuffle,
+            "shuffle": "within" if self._shuffle and not self._shardshuffle else self._shardshuffle,
             "window": max(1, -(-self._shuffle * len(self._store) // samples)),
             # Shards alone are shuffled by keeping each of them together.
             "run": 1 if self._shuffle else limits.SHARD_SAMPLES,

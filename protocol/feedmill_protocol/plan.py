@@ -22,9 +22,10 @@ from .errors import UsageError
 from .hashing import Domain, hash64
 from .spans import Spans
 
-__all__ = ["Last", "Plan"]
+__all__ = ["Last", "Plan", "Shuffle"]
 
 Last = Literal["keep", "drop", "pad"]
+Shuffle = Literal[True, False, "within"]
 
 _WINDOWS_KEPT: Final = 4  # a batch touches two windows at most unless windows are smaller than batches
 
@@ -56,7 +57,7 @@ class _Epoch:
         self._plan = plan
         self._epoch = epoch
         shards = np.arange(len(plan.counts), dtype=np.uint32)
-        if plan.shuffle:
+        if plan.shuffle is True:
             shards = shards[np.argsort(hash64(Domain.SHARDS, plan.seed, epoch, shards), kind="stable")]
         self._shards = shards
         sizes = np.add.reduceat(plan.counts[shards], np.arange(0, len(shards), plan.window), dtype=np.int64)
@@ -112,7 +113,7 @@ class Plan:
 
     ``counts`` are the samples of each shard. ``window`` is how many shards are shuffled together, ``run`` how many
     consecutive samples stay together (1 shuffles a window fully; more makes longer reads). ``shuffle=False`` keeps
-    the order of the catalog.
+    the order of the catalog, ``"within"`` that of its shards: windows are shuffled, and come in order.
 
     A round is one batch for every rank. ``last`` says what happens to the samples that do not fill a round: "keep"
     deals them out evenly in smaller batches, so that every sample comes exactly once; "drop" leaves them out; "pad"
@@ -129,7 +130,7 @@ class Plan:
         *,
         batch_size: int,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: Shuffle = True,
         window: int = 16,
         run: int = 1,
         rank: int = 0,

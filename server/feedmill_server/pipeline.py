@@ -27,6 +27,7 @@ from .decode import Decode, decoder, is_image
 from .fields import Field, parse
 from .fusion import Fused, fuse
 from .jpeg import Backend
+from .phases import Lap, Phase, untimed
 
 __all__ = ["Pipeline", "load"]
 
@@ -67,6 +68,7 @@ class Pipeline:
                 raise UsageError(f"transforms: {transform!r} is neither callable nor None")
         self.batch_size = integer("batch_size", batch_size, 1, limits.BATCH_SAMPLES)
         self.exact = exact
+        self.lap: Lap = untimed
         self._fused: list[Fused | None] = [None] * len(self.fields)
         self._backend: Backend | None = None
 
@@ -95,16 +97,19 @@ class Pipeline:
 
         Where that saves a copy, a value is made in the memory of its row of ``rows``, and is that row.
         """
+        self.lap(Phase.READ)
         values = []
         places = rows or [None] * len(self.fields)
         for field, transform, fused, row in zip(self.fields, self._transforms, self._fused, places, strict=True):
             extension, data = field.choose(members)
             if fused is not None and self._backend is not None and is_image(extension):
-                value = fused(data, self._backend, row)
+                value = fused(data, self._backend, row, self.lap)
             else:
                 value = self._decode(extension, data)
+                self.lap(Phase.DECODE)
                 if transform is not None:
                     value = transform(value)
+            self.lap(Phase.TRANSFORM)
             values.append(_tensor(field.name, value))
         return values
 

@@ -31,6 +31,7 @@ from feedmill_protocol.messages import shorten
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 from .channel import Channel, ChannelClosed
+from .phases import Phase
 from .pipeline import Pipeline, dtype_name
 from .randomness import seed_generators
 from .shards import ShardStore
@@ -76,6 +77,7 @@ def work(channel: Channel, mills: Sequence[Mill], watch: Watch) -> None:
     watch.beat()
     for mill in mills:
         mill.store.alive = watch.alive
+        mill.pipeline.lap = watch.lap
     slots: dict[int, mmap.mmap] = {}
     try:
         while True:
@@ -137,6 +139,7 @@ def _part(
             _live_on(error)
             bad.append((row, shard, key, _reason(error)))
         keys.append(key)
+        watch.lap(Phase.TRANSFORM)
         watch.beat()
     return keys, bad
 

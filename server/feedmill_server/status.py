@@ -87,10 +87,10 @@ def verdict(seen: Snapshot) -> str:  # noqa: PLR0911 # one return for each thing
             "Look at the network, and at trainers that do not read."
         )
     if busy >= _BUSY:
-        return f"The workers are the limit: busy {busy:.0%} of the time. If trainers wait, start more servers."
+        return f"The workers are the limit: busy {100 * busy:.0f} % of the time. If trainers wait, start more servers."
     if seen.last.batches == lately.batches and not seen.queued and busy < 1 - _BUSY:
         return "Trainers are connected, and ask for nothing."
-    return f"Trainers set the pace: workers are busy {busy:.0%} of the time."
+    return f"Trainers set the pace: workers are busy {100 * busy:.0f} % of the time."
 
 
 def _lately(seen: Snapshot) -> Point:

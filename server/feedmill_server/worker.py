@@ -77,7 +77,6 @@ def work(channel: Channel, mills: Sequence[Mill], watch: Watch) -> None:
     watch.beat()
     for mill in mills:
         mill.store.alive = watch.alive
-        mill.pipeline.lap = watch.lap
     slots: dict[int, mmap.mmap] = {}
     try:
         while True:
@@ -114,6 +113,7 @@ def _part(
     the whole shard is bad.
     """
     mill = mills[stream]
+    mill.pipeline.lap = watch.lap
     specs = [FieldSpec(name, dtype, tuple(shape), channels_last) for name, dtype, shape, channels_last in fields]
     targets = _views(slots[slot], specs, rows)
     wanted = np.frombuffer(samples, np.int64).reshape(-1, 2)

@@ -28,6 +28,7 @@ from feedmill_protocol.messages import (
 )
 from feedmill_protocol.tensors import FieldSpec, TensorSpec, offsets
 from feedmill_server.broker import CLIENT_SILENCE, Bad, Broker, Reply, Stream, Work
+from feedmill_server.tally import BadSample
 
 FIELDS = (FieldSpec("x", "float32", (4,)), FieldSpec("n", "int64", ()))
 COUNTS = np.array([100, 400], np.uint32)
@@ -814,6 +815,48 @@ def test_what_an_interrupted_worker_had_in_hand_is_done_again_as_it_was(scene: S
     scene.finish()
     assert scene.types() == [(ANN, "BATCH")]
     assert scene.is_clean()
+
+
+def test_skipped_samples_are_counted_by_reason_and_the_last_ones_told(scene: Scene) -> None:
+    """A shard that cannot be read is told once for a whole batch; what a trainer is told of is not skipped."""
+    scene.get(ANN, 0, samples=16, on_error="skip")
+    work = scene.part()
+    shard = [Bad(row, 1, "", "no such file") for row in range(3)]
+    scene.broker.done(1, ["key"] * 16, [*shard, Bad(9, 1, "1:9", "broken")])
+    scene.get(ANN, 1, start=16, samples=1, on_error="skip")
+    for worker in (2, 3):
+        scene.part(worker)
+        scene.broker.lost(worker, "hung", 0, "1:16")
+    scene.get(ANN, 2, start=32, samples=1)
+    scene.done(scene.part(), bad=[0])
+    tally = scene.broker.tally
+    assert dict(tally.skipped) == {"shard": 3, "sample": 1, "worker": 1}
+    assert (tally.failed, tally.made) == (1, 17)
+    assert list(tally.recent) == [
+        BadSample("train", "b.tar", "", "no such file", skipped=True),
+        BadSample("train", "b.tar", "1:9", "broken", skipped=True),
+        BadSample("train", "b.tar", "1:16", "hung", skipped=True),
+        BadSample("train", "b.tar", "1:32", "broken", skipped=False),
+    ]
+    assert scene.broker.newest is not work.build
+
+
+def test_what_can_be_seen_of_a_broker(scene: Scene) -> None:
+    """What clients are owed, what workers are at, which batch is the newest, and how many bytes were sent."""
+    scene.get(ANN, 0, samples=16)
+    scene.get(ANN, 1, start=16, samples=16)
+    scene.say(BOB, Ping())
+    assert scene.broker.demand() == [(ANN, 2, 0), (BOB, 0, 0)]
+    assert scene.broker.in_hand(1) is None
+    assert scene.broker.newest is None
+    first, second = scene.part(), scene.part()
+    assert scene.broker.in_hand(1) is first
+    scene.done(first)
+    assert scene.broker.in_hand(1) is second
+    assert scene.broker.newest is first.build
+    size = scene.broker.replies[-1].message.payload_bytes
+    assert sorted(scene.broker.demand()) == [(ANN, 1, size), (BOB, 0, 0)]
+    assert scene.broker.tally.payload == size
 
 
 def test_the_loss_of_a_worker_at_work_is_progress(scene: Scene) -> None:

@@ -113,14 +113,14 @@ class Web:
                 _log.debug("no connection over HTTP: %s", error)
                 await asyncio.sleep(1)
                 continue
-            if len(self._open) >= CONNECTIONS:
-                oldest = next(iter(self._open))
-                oldest.cancel()
-                await asyncio.wait([oldest])
             connection.setblocking(False)
             task = self._loop.create_task(self._converse(connection))
             self._open[task] = None
             task.add_done_callback(self._open.pop)
+            if len(self._open) > CONNECTIONS:
+                oldest = next(iter(self._open))
+                oldest.cancel()
+                await asyncio.wait([oldest])
             await asyncio.sleep(_PACE)
 
     async def _converse(self, connection: socket.socket) -> None:

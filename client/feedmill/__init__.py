@@ -21,6 +21,7 @@ from feedmill_protocol.errors import (
 )
 
 from .feed import Batch, Feed, Stats, connect
+from .verdict import Verdict
 
 if TYPE_CHECKING:
     from .dataset import FeedDataset
@@ -39,6 +40,7 @@ __all__ = [
     "Stats",
     "StreamMismatch",
     "UsageError",
+    "Verdict",
     "VersionMismatch",
     "connect",
 ]

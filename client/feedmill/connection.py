@@ -140,6 +140,7 @@ class Connection:
         self._wanted: set[Key] = set()
         self._arrived: dict[Key, Arrived] = {}
         self._servers: dict[str, str] = {}
+        self._working: float | None = None
         self._counters = dict.fromkeys(_COUNTERS, 0)
         self._error: FeedmillError | None = None
         self._ended = False
@@ -193,6 +194,16 @@ class Connection:
         """Return what the ledger has counted."""
         with self._lock:
             return dict(self._counters)
+
+    def working(self) -> float | None:
+        """Return how often servers lately had work, as `Ledger.working` does."""
+        with self._lock:
+            return self._working
+
+    def in_flight(self) -> int:
+        """Return how many batches are asked for and have not come."""
+        with self._lock:
+            return len(self._wanted - self._arrived.keys())
 
     def servers(self) -> dict[str, str]:
         """Return the state of every server, in words."""
@@ -280,6 +291,7 @@ class Connection:
         self._send()
         with self._lock:
             self._servers = self._ledger.describe() | self._refusals()
+            self._working = self._ledger.working()
             self._counters = {name: getattr(self._ledger, name) for name in _COUNTERS}
 
     def _refusals(self) -> dict[str, str]:

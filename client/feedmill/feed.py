@@ -8,9 +8,9 @@ import math
 import os
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from operator import eq
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from feedmill_protocol import limits, spans
 from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import StreamMismatch, UsageError
+from feedmill_protocol.ledger import State
 from feedmill_protocol.messages import Get, Skipped, Welcome
 from feedmill_protocol.plan import Last, Plan
 from feedmill_protocol.tensors import FieldSpec
 
 from . import addresses, state
-from .connection import Connection
+from .connection import Arrived, Connection
 from .course import Course, Place
 from .keys import load
+from .verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Feed", "Stats", "connect"]
 
 _PREFETCH_LEAST: Final = 4
+RECENT: Final = 128
+"""Batches that the verdict is about."""
+
 _PREFETCH_PER_SERVER: Final = 2
 """One batch in the making and one that waits keep a server busy."""
 
@@ -66,7 +71,9 @@ class Stats:
     ``waited`` seconds of ``elapsed`` (from the first request to the last batch) the trainer waited for a batch.
     ``asked_again`` counts requests that were repeated because a server was lost, silent or failed; ``hedged`` those
     that were sent to a second server because they were late; ``duplicates`` replies that were not needed any more;
-    ``damaged`` messages whose checksum was wrong, at either end, and whose answer was asked for again.
+    ``damaged`` messages whose checksum was wrong, at either end, and whose answer was asked for again. ``in_flight``
+    batches are asked for and have not come; ``by_server`` counts those that came by where they came from. ``verdict``
+    says whether the trainer is fed, and what would feed it, by the last `RECENT` batches: print it.
     """
 
     batches: int
@@ -79,6 +86,9 @@ class Stats:
     hedged: int
     duplicates: int
     damaged: int
+    in_flight: int
+    by_server: dict[str, int]
+    verdict: Verdict
 
 
 @dataclass(slots=True)
@@ -90,6 +100,28 @@ class _Tally:
     waited: float = 0.0
     begun: float = 0.0
     last: float = 0.0
+    by_server: Counter[str] = field(default_factory=Counter)
+    recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """When batches were taken, and how long all before them and they themselves were waited for."""
+
+    def took(self, arrived: Arrived, samples: int, begun: float, now: float) -> None:
+        """Take note of a batch, for which the trainer waited since ``begun``."""
+        message = arrived.message
+        self.batches += 1
+        self.samples += samples
+        self.bytes += message.payload_bytes
+        self.skipped += message.missing
+        self.last = now
+        self.waited += now - begun
+        self.by_server[arrived.server] += 1
+        self.recent.append((now, self.waited))
+
+    def judge(self, working: float | None, servers: int) -> Verdict:
+        """Return the verdict on the recent batches."""
+        if not self.recent:
+            return judge(0, 0, 0, working=working, servers=servers)
+        (first, before), (last, waited) = self.recent[0], self.recent[-1]
+        return judge(len(self.recent) - 1, last - first, waited - before, working=working, servers=servers)
 
 
 def connect(
@@ -319,7 +351,8 @@ class Feed:
 
     def stats(self) -> Stats:
         """Return what this feed has done so far."""
-        tally = self._tally
+        tally, connection = self._tally, self._connection
+        ready = sum(state == State.READY.value for state in connection.servers().values())
         return Stats(
             tally.batches,
             tally.samples,
@@ -327,7 +360,10 @@ class Feed:
             tally.skipped,
             tally.waited,
             max(0.0, tally.last - tally.begun),
-            **self._connection.counters(),
+            **connection.counters(),
+            in_flight=connection.in_flight(),
+            by_server=dict(tally.by_server),
+            verdict=tally.judge(connection.working(), ready),
         )
 
     def servers(self) -> dict[str, str]:
@@ -382,17 +418,12 @@ class Feed:
         wanted = {place.key: place for place in places}
         begun = time.monotonic()
         key, arrived = self._connection.take(wanted.keys())
-        tally = self._tally
-        tally.last = time.monotonic()
-        tally.waited += tally.last - begun
+        now = time.monotonic()
         self._asked.remove(wanted[key])
         self._fill()  # before the trainer is busy with this one
         message = arrived.message
-        tally.batches += 1
         keys = arrived.keys.decode(errors="replace").split("\0") if arrived.keys else []
-        tally.samples += len(keys)
-        tally.bytes += message.payload_bytes
-        tally.skipped += message.missing
+        self._tally.took(arrived, len(keys), begun, now)
         tensors = self._tensors.unpack(arrived.block, self.fields, len(keys))
         if self._tensors.finishing:
             tensors = self._tensors.finish(tensors, self.fields)

@@ -60,6 +60,10 @@ HEDGES: Final = 0.05
 """Batches that may be asked of two servers for being late, as a share of all."""
 
 
+ANSWERS: Final = 20
+"""What a server says of its work is remembered for so many pings: 10 s."""
+
+
 class State(Enum):
     """What is known of a server."""
 
@@ -94,6 +98,7 @@ class _Server:
     draining: bool = False
     damages: int = 0  # since an intact batch came from it
     turn: int = 0  # when it was last asked, counted in requests
+    works: deque[bool] = field(default_factory=lambda: deque(maxlen=ANSWERS))  # whether it had work when it was asked
 
 
 @dataclass(slots=True)
@@ -290,6 +295,11 @@ class Ledger:
         deadline = self._progress_at + self.timeout if self._awaiting else inf
         return min(self._beat_at, self._retry_at, deadline)
 
+    def working(self) -> float | None:
+        """Return how often servers lately had work when they were pinged, from 0 to 1; None if none has answered."""
+        works = [work for known in self._servers.values() if known.state in _GOOD for work in known.works]
+        return sum(works) / len(works) if works else None
+
     def describe(self) -> dict[str, str]:
         """Return what is known of each server, in words."""
         return {endpoint: known.state.value for endpoint, known in self._servers.items()}
@@ -404,6 +414,7 @@ class Ledger:
                 self._progress_at = now
             known.idle_since, known.stuck = inf, False
         known.progress = pong.progress
+        known.works.append(pong.queue > 0)
 
     def _failed(self, server: str, known: _Server, fail: Fail) -> None:
         key = (fail.epoch, fail.batch)

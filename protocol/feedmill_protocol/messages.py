@@ -237,7 +237,7 @@ class Fail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pong:
-    """Server: I am here. `progress` counts the parts of batches that I ever finished; `queue` those that wait."""
+    """Server: I am here. `progress` counts the parts of batches that I ever finished; `queue` those still to do."""
 
     type: ClassVar = "PONG"
     payload_bytes: ClassVar = 0

@@ -98,7 +98,7 @@ class Broker(Generic[M]):
             case Cancel():
                 self._cancel(client, known, (message.epoch, message.batch))
             case Ping():
-                self._reply(client, Pong(progress=self.tally.parts, queue=self.queued))
+                self._reply(client, Pong(progress=self.tally.parts, queue=self.queued + self._in_hand))
             case _:
                 raise ProtocolError(f"{message.type} is no message from a client")
 
@@ -258,11 +258,15 @@ class Broker(Generic[M]):
             if not self._begin():
                 return None
 
+    @property
+    def _in_hand(self) -> int:
+        return sum(map(len, self._assigned.values()))
+
     def assigned(self, worker: int) -> int:
         """How many parts a worker has in hand."""
         return len(self._assigned.get(worker, ()))
 
-    def in_hand(self, worker: int) -> Work[M] | None:
+    def at(self, worker: int) -> Work[M] | None:
         """Return the part that a worker is at, None if it has none."""
         works = self._assigned.get(worker)
         return works[0] if works else None

@@ -90,7 +90,7 @@ class Observer:
         )
 
     def _worker(self, number: int, broker: Broker[Slot]) -> SeenWorker:
-        if (work := broker.in_hand(number)) is None:
+        if (work := broker.at(number)) is None:
             return SeenWorker(number)
         get = work.build.get
         return SeenWorker(number, get.stream, get.epoch, get.batch, *self._workers.at(number))

@@ -18,6 +18,7 @@ from feedmill_protocol.errors import (
     StreamMismatch,
 )
 from feedmill_protocol.ledger import (
+    ANSWERS,
     ATTEMPTS,
     BACKOFF,
     DAMAGES,
@@ -881,6 +882,22 @@ def test_progress_counters_that_move_hold_the_deadline_off() -> None:
     ledger.tick(now + TIMEOUT - 0.1)
     with pytest.raises(ServerUnavailable):
         ledger.tick(now + TIMEOUT)
+
+
+def test_how_often_servers_have_work_is_remembered_of_the_last_answers() -> None:
+    """Of those that are there; nobody knows before one has answered."""
+    ledger = ready("a", "b")
+    assert ledger.working() is None
+    for queue in (9, 0, 0, 0):
+        ledger.received("a", Pong(progress=0, queue=queue), 0.0)
+    assert ledger.working() == 0.25
+    for _ in range(ANSWERS):
+        ledger.received("a", Pong(progress=0, queue=1), 0.0)
+    assert ledger.working() == 1.0
+    ledger.received("b", Pong(progress=0, queue=0), 0.0)
+    assert ledger.working() == ANSWERS / (ANSWERS + 1)
+    ledger.disconnected("a")
+    assert ledger.working() == 0.0
 
 
 def test_the_progress_of_a_server_that_was_asked_nothing_does_not_count() -> None:

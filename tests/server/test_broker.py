@@ -847,12 +847,12 @@ def test_what_can_be_seen_of_a_broker(scene: Scene) -> None:
     scene.get(ANN, 1, start=16, samples=16)
     scene.say(BOB, Ping())
     assert scene.broker.demand() == [(ANN, 2, 0), (BOB, 0, 0)]
-    assert scene.broker.in_hand(1) is None
+    assert scene.broker.at(1) is None
     assert scene.broker.newest is None
     first, second = scene.part(), scene.part()
-    assert scene.broker.in_hand(1) is first
+    assert scene.broker.at(1) is first
     scene.done(first)
-    assert scene.broker.in_hand(1) is second
+    assert scene.broker.at(1) is second
     assert scene.broker.newest is first.build
     size = scene.broker.replies[-1].message.payload_bytes
     assert sorted(scene.broker.demand()) == [(ANN, 1, size), (BOB, 0, 0)]

@@ -40,7 +40,7 @@ from feedmill_protocol.messages import (
 from feedmill_protocol.tensors import offsets
 
 from .builds import Asker, Bad, Build, BuildName, M, Pool, Reply, Stream, Work
-from .tally import BadSample, Tally
+from .tally import Tally
 
 __all__ = ["Bad", "Broker", "Build", "Pool", "Reply", "Stream", "Work"]
 
@@ -426,7 +426,7 @@ class Broker(Generic[M]):
 
     def _tell(self, build: Build[M], bad: Bad, *, skipped: bool) -> None:
         shard = build.stream.shards[bad.shard]
-        self.tally.tell(BadSample(build.stream.name, shard, bad.key, bad.reason, skipped))
+        self.tally.tell(build.stream.name, shard, bad.key, bad.reason, skipped=skipped)
 
     def _fail_all(self, build: Build[M]) -> None:
         if build.waiters:

@@ -24,6 +24,10 @@ _POINT_EVERY: Final = 2.0
 _POINTS: Final = 151
 """Five minutes of history."""
 
+_SOONEST: Final = 0.001
+_LATEST: Final = 0.05
+"""Seconds; see `Observer.patience`."""
+
 _STRIP_EVERY: Final = 2.0
 """Seconds between two copies of pictures, however many ask for them: a copy takes a millisecond or two."""
 
@@ -51,6 +55,13 @@ class Observer:
     def came(self, client: bytes, address: str) -> None:
         """Take note of where a client is."""
         self._addresses[client] = address
+
+    def patience(self, now: float) -> float:
+        """Return in how many seconds to look whether the batches that are on their way have left.
+
+        Soon after they were sent, and less and less often: how long they took is then known to a third or so.
+        """
+        return min(max((now - self._sender.since) / 2, _SOONEST), _LATEST)
 
     def tick(self, now: float, broker: Broker[Slot]) -> None:
         """Look, if it is time to."""

@@ -41,6 +41,11 @@ class Sender:
         """Whether batches are on their way."""
         return bool(self._sending)
 
+    @property
+    def since(self) -> float:
+        """When the last of the batches that are on their way was sent, 0 if there is none."""
+        return self._sending[-1].since if self._sending else 0.0
+
     def send(self, reply: Reply[Slot]) -> None:
         """Send a reply, which has pinned its slot. Raises zmq.ZMQError if the client has gone or takes no more."""
         trackers: list[zmq.MessageTracker] = []

@@ -46,9 +46,6 @@ _TICK: Final = 0.25
 _PINNED_POLL: Final = 0.002
 """Seconds between looks at libzmq when a batch waits for a slot that is being sent."""
 
-_SENDING_POLL: Final = 0.02
-"""The same when nobody waits for it: how exactly it is known how long a batch is on its way."""
-
 _DRAIN_SECONDS: Final = 4.0
 """For finishing what was asked. With `_LINGER_MS`, a server is gone within 5 s of SIGTERM."""
 _LINGER_MS: Final = 500
@@ -199,9 +196,11 @@ class Server:
         return not (self._broker.open or self._sender) or time.monotonic() >= self._stop_at
 
     def _patience(self) -> float:
-        if not self._sender:
-            return _TICK
-        return _PINNED_POLL if self._broker.queued or self._stop_at else _SENDING_POLL
+        if self._sender and (self._broker.queued or self._stop_at):
+            return _PINNED_POLL
+        if self._sender and self._observer is not None:
+            return self._observer.patience(time.monotonic())
+        return _TICK
 
     def _hear_clients(self) -> None:
         for _ in range(64):  # then it is the workers' turn

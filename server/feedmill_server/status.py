@@ -62,7 +62,7 @@ def status(seen: Snapshot, server: str) -> dict[str, Any]:
         "cache_hits": tally.cache_hits,
         "failed": tally.failed,
         "skipped": sum(tally.skipped.values()),
-        "bad": [bad._asdict() for bad in reversed(tally.recent)],
+        "bad": [bad._asdict() for bad in reversed(tally.recent.values())],
         "pictures": seen.pictures,
     }
 
@@ -87,10 +87,10 @@ def verdict(seen: Snapshot) -> str:  # noqa: PLR0911 # one return for each thing
             "Look at the network, and at trainers that do not read."
         )
     if busy >= _BUSY:
-        return f"The workers are the limit: busy {100 * busy:.0f} % of the time. If trainers wait, start more servers."
+        return f"The workers are the limit: busy {_percent(busy)} of the time. If trainers wait, start more servers."
     if seen.last.batches == lately.batches and not seen.queued and busy < 1 - _BUSY:
         return "Trainers are connected, and ask for nothing."
-    return f"Trainers set the pace: workers are busy {100 * busy:.0f} % of the time."
+    return f"Trainers set the pace: workers are busy {_percent(busy)} of the time."
 
 
 def _lately(seen: Snapshot) -> Point:
@@ -101,6 +101,10 @@ def _lately(seen: Snapshot) -> Point:
 def _share(seen: Snapshot, seconds: float, elapsed: float) -> float:
     """Return which share of the workers' time these seconds are."""
     return min(1.0, seconds / (elapsed * max(1, len(seen.workers))))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _each(seconds: float, count: int) -> float | None:

@@ -1,6 +1,6 @@
-"""The tally: what a broker has done so far, for the log, the metrics and the page. Numbers only ever grow."""
+"""The tally: what a broker has done so far, for the log, the metrics and the page. Its counts never go down."""
 
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, Self
 
@@ -13,14 +13,16 @@ _RECENT: Final = 20
 class BadSample(NamedTuple):
     """A sample that could not be had; a ``key`` of "" blames the whole shard.
 
-    ``skipped`` says that it was left out of a batch; otherwise the trainer was told, and its iteration ended.
+    It was ``skipped``, left out of a batch, so many times, and ``failed``, with its trainer told, so many. ``reason``
+    is the last one.
     """
 
     stream: str
     shard: str
     key: str
     reason: str
-    skipped: bool
+    skipped: int = 0
+    failed: int = 0
 
 
 @dataclass(slots=True)
@@ -41,12 +43,17 @@ class Tally:
     cache_hits: int = 0
     failed: int = 0
     skipped: Counter[str] = field(default_factory=lambda: Counter(shard=0, sample=0, worker=0))
-    recent: deque[BadSample] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    recent: dict[tuple[str, str, str], BadSample] = field(default_factory=dict)  # the latest last
 
-    def tell(self, bad: BadSample) -> None:
-        """Keep a bad sample among the recent ones. A shard that all samples of a batch want is told once."""
-        if not self.recent or self.recent[-1] != bad:
-            self.recent.append(bad)
+    def tell(self, stream: str, shard: str, key: str, reason: str, *, skipped: bool) -> None:
+        """Keep a bad sample among the recent ones."""
+        place = stream, shard, key
+        known = self.recent.pop(place, BadSample(*place, reason))
+        self.recent[place] = known._replace(
+            reason=reason, skipped=known.skipped + skipped, failed=known.failed + (not skipped)
+        )
+        if len(self.recent) > _RECENT:
+            del self.recent[next(iter(self.recent))]
 
     def copy(self) -> Self:
         """Return what will not change any more."""

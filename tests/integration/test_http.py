@@ -86,12 +86,10 @@ def test_bad_samples_are_told_with_shard_and_key(data: Data, serve: Serve) -> No
         list(feed.batches())
     wait_until(lambda: metrics(port)["feedmill_failed_batches_total"], 5, "the failure is counted")
     assert metrics(port)["feedmill_skipped_samples_total sample"] >= 1
-    told = json.loads(ask(port, "/status.json")[1])["bad"]
-    assert {(bad["shard"], bad["key"], bad["skipped"]) for bad in told} == {
-        ("numbers-0.tar", "013", True),
-        ("numbers-0.tar", "013", False),
-    }
-    assert "thirteen brings bad luck" in told[0]["reason"]
+    (told,) = json.loads(ask(port, "/status.json")[1])["bad"]
+    assert (told["shard"], told["key"], told["failed"]) == ("numbers-0.tar", "013", 1)
+    assert told["skipped"] >= 1
+    assert "thirteen brings bad luck" in told["reason"]
 
 
 def _try_one(feed: feedmill.Feed) -> None:

@@ -1,6 +1,6 @@
 """Snapshots of servers in several states, for the tests of what is made of them."""
 
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import replace
 
 from feedmill_server.snapshot import Point, SeenClient, SeenWorker, Snapshot
@@ -29,7 +29,7 @@ BUSY = Snapshot(
         cache_hits=7,
         failed=2,
         skipped=Counter(shard=32, sample=4, worker=1),
-        recent=deque([BadSample("train", "a.tar", NASTY, "ValueError: no", skipped=True)]),
+        recent={("train", "a.tar", NASTY): BadSample("train", "a.tar", NASTY, "ValueError: no", skipped=1)},
     ),
     workforce=2,
     workers=(SeenWorker(1, "train", 3, 17, 5, NASTY, 0.25), SeenWorker(3)),

@@ -818,7 +818,7 @@ def test_what_an_interrupted_worker_had_in_hand_is_done_again_as_it_was(scene: S
 
 
 def test_skipped_samples_are_counted_by_reason_and_the_last_ones_told(scene: Scene) -> None:
-    """A shard that cannot be read is told once for a whole batch; what a trainer is told of is not skipped."""
+    """A shard that cannot be read is told once, and counts for all its samples; a failure is not skipped."""
     scene.get(ANN, 0, samples=16, on_error="skip")
     work = scene.part()
     shard = [Bad(row, 1, "", "no such file") for row in range(3)]
@@ -832,11 +832,11 @@ def test_skipped_samples_are_counted_by_reason_and_the_last_ones_told(scene: Sce
     tally = scene.broker.tally
     assert dict(tally.skipped) == {"shard": 3, "sample": 1, "worker": 1}
     assert (tally.failed, tally.made) == (1, 17)
-    assert list(tally.recent) == [
-        BadSample("train", "b.tar", "", "no such file", skipped=True),
-        BadSample("train", "b.tar", "1:9", "broken", skipped=True),
-        BadSample("train", "b.tar", "1:16", "hung", skipped=True),
-        BadSample("train", "b.tar", "1:32", "broken", skipped=False),
+    assert list(tally.recent.values()) == [
+        BadSample("train", "b.tar", "", "no such file", skipped=3),
+        BadSample("train", "b.tar", "1:9", "broken", skipped=1),
+        BadSample("train", "b.tar", "1:16", "hung", skipped=1),
+        BadSample("train", "b.tar", "1:32", "broken", failed=1),
     ]
     assert scene.broker.newest is not work.build
 

@@ -21,8 +21,8 @@ STUCK = replace(IDLE, queued=9, clients=(SeenClient("6b", "", 4, 60_000_000),))
         (replace(BUSY, workers=()), "There are no workers"),
         (replace(BUSY, clients=()), "No trainer is connected."),
         (IDLE, "Trainers are connected, and ask for nothing."),
-        (BUSY, "Trainers set the pace: workers are busy 62 % of the time."),
-        (SATURATED, "The workers are the limit: busy 95 % of the time."),
+        (BUSY, "Trainers set the pace: workers are busy 62\N{NO-BREAK SPACE}% of the time."),
+        (SATURATED, "The workers are the limit: busy 95\N{NO-BREAK SPACE}% of the time."),
         (STUCK, "Batches leave too slowly: 60 MB are on their way"),
     ],
 )

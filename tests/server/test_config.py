@@ -339,5 +339,5 @@ def test_a_page_may_be_asked_for_everywhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize("http", ["true", "1.5", '"x"', '"10.0.0.1:9880"'])
 def test_a_page_that_cannot_or_should_not_be_is_refused(tmp_path: Path, http: str) -> None:
     """Keys do not help: a browser has none."""
-    with pytest.raises(UsageError, match="^http="):
+    with pytest.raises(UsageError, match=r"^http="):
         merge(toml(tmp_path, f'http = {http}\nkeys = "keys"'))

@@ -27,6 +27,7 @@ from feedmill_protocol.tensors import FieldSpec, align
 from .fields import Field
 from .fusion import Finishing, Fused
 from .jpeg import Backend
+from .phases import Phase
 from .pipeline import Pipeline
 from .stores import Opened
 
@@ -146,6 +147,7 @@ class Baked(Pipeline):
         for field, form, row in zip(self.fields, self._stored, rows or [None] * len(self.fields), strict=True):
             _, place = field.choose(members)
             values.append(form.read(shard, *place, row, self._backend))
+        self.lap(Phase.READ)  # rows go from the file into their places: there is little else
         return values
 
     def specs(self, rows: Sequence[torch.Tensor]) -> tuple[FieldSpec, ...]:

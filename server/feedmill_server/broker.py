@@ -40,6 +40,7 @@ from feedmill_protocol.messages import (
 from feedmill_protocol.tensors import offsets
 
 from .builds import Asker, Bad, Build, BuildName, M, Pool, Reply, Stream, Work
+from .tally import Tally
 
 __all__ = ["Bad", "Broker", "Build", "Pool", "Reply", "Stream", "Work"]
 
@@ -68,10 +69,8 @@ class Broker(Generic[M]):
 
     def __init__(self, streams: Sequence[Stream], pool: Pool[M], *, server: str, boot: str, workers: int) -> None:
         self.replies: deque[Reply[M]] = deque()
-        self.parts_done = 0
-        self.batches_sent = 0
-        self.samples_sent = 0
-        self.cache_hits = 0
+        self.tally = Tally()
+        self.newest: Build[M] | None = None  # the batch that was finished last; it has a slot while it is in the cache
         self.draining = False
         self._streams = {stream.name: stream for stream in streams}
         self._counts = {stream.name: stream.counts.astype("<u4").tobytes() for stream in streams}  # 64 MB at worst
@@ -99,7 +98,7 @@ class Broker(Generic[M]):
             case Cancel():
                 self._cancel(client, known, (message.epoch, message.batch))
             case Ping():
-                self._reply(client, Pong(progress=self.parts_done, queue=self.queued + self._in_hand))
+                self._reply(client, Pong(progress=self.tally.parts, queue=self.queued + self._in_hand))
             case _:
                 raise ProtocolError(f"{message.type} is no message from a client")
 
@@ -152,6 +151,10 @@ class Broker(Generic[M]):
     def open(self) -> int:
         """How many requests are unanswered."""
         return sum(len(known.open) for known in self._clients.values())
+
+    def demand(self) -> list[tuple[bytes, int, int]]:
+        """Return, for each client, how many of its requests are unanswered, and how many bytes are on their way."""
+        return [(client, len(known.open), known.unsent) for client, known in self._clients.items()]
 
     def _welcome(self, client: bytes, hello: Hello) -> None:
         names = ", ".join(self._streams)
@@ -223,7 +226,7 @@ class Broker(Generic[M]):
         build.waiters[asker] = get.attempt
         known.open[asker[1:]] = build
         if build.done:
-            self.cache_hits += 1
+            self.tally.cache_hits += 1
             self._answer(build)
 
     def _cancel(self, client: bytes, known: _Client[M], key: tuple[int, int]) -> None:
@@ -263,6 +266,11 @@ class Broker(Generic[M]):
         """How many parts a worker has in hand."""
         return len(self._assigned.get(worker, ()))
 
+    def at(self, worker: int) -> Work[M] | None:
+        """Return the part that a worker is at, None if it has none."""
+        works = self._assigned.get(worker)
+        return works[0] if works else None
+
     def is_tried(self, worker: int) -> bool:
         """Tell whether a worker has work that cost one before. Nothing else should have to wait behind that."""
         return any(work.kills for work in self._assigned.get(worker, ()))
@@ -272,7 +280,8 @@ class Broker(Generic[M]):
         work = self._assigned[worker].popleft()
         build = work.build
         build.running -= 1
-        self.parts_done += 1
+        self.tally.parts += 1
+        self.tally.made += work.rows
         build.keys[work.first : work.first + work.rows] = keys
         build.bad.extend(bad)
         self._settle(build)
@@ -287,7 +296,7 @@ class Broker(Generic[M]):
         if not in_hand or not in_hand[0].first <= row < in_hand[0].first + in_hand[0].rows:
             self._put_back(in_hand)
             return
-        self.parts_done += 1  # the second loss is the last: clients may see it as progress
+        self.tally.parts += 1  # the second loss is the last: clients may see it as progress
         work = in_hand.popleft()
         self._put_back(in_hand)
         build, first, stop = work.build, work.first, work.first + work.rows
@@ -295,7 +304,7 @@ class Broker(Generic[M]):
         alone = Work(build, row, 1, work.kills + kills)
         if alone.kills >= KILLS:
             build.keys[row] = key
-            build.bad.append(Bad(row, int(alone.samples[0, 0]), key, reason))
+            build.bad.append(Bad(row, int(alone.samples[0, 0]), key, reason, fatal=True))
         else:
             others = [Work(build, first, row - first), Work(build, row + 1, stop - row - 1)]
             build.parts.extendleft(part for part in (*others, alone) if part.rows)
@@ -352,8 +361,12 @@ class Broker(Generic[M]):
             self._abandon(build)
         elif not build.parts and not build.running:
             build.done = True
+            self.newest = build
             build.bad.sort()  # workers report in any order
             self._building.remove(build)
+            for bad in build.bad:
+                self.tally.skipped[bad.kind] += 1
+                self._tell(build, bad, skipped=True)
             if build.bad and build.slot:
                 missing = sorted({b.row for b in build.bad})
                 build.slot.compact(build.stream.fields, build.rows, missing)
@@ -399,8 +412,9 @@ class Broker(Generic[M]):
             del self._clients[client].open[epoch, batch]
             self._clients[client].unsent += message.payload_bytes
             self._reply(client, message, build.slot, trailer, build.checksum)
-            self.batches_sent += 1
-            self.samples_sent += len(build.keys)
+            self.tally.batches += 1
+            self.tally.samples += len(build.keys)
+            self.tally.payload += message.payload_bytes
         build.waiters.clear()
 
     def _skipped(self, build: Build[M], bad: Bad) -> Skipped:
@@ -410,7 +424,14 @@ class Broker(Generic[M]):
             reason=shorten(bad.reason, limits.SKIP_REASON_BYTES),
         )
 
+    def _tell(self, build: Build[M], bad: Bad, *, skipped: bool) -> None:
+        shard = build.stream.shards[bad.shard]
+        self.tally.tell(build.stream.name, shard, bad.key, bad.reason, skipped=skipped)
+
     def _fail_all(self, build: Build[M]) -> None:
+        if build.waiters:
+            self.tally.failed += len(build.waiters)
+            self._tell(build, build.bad[0], skipped=False)
         for asker, attempt in build.waiters.items():
             client, *key = asker
             del self._clients[client].open[key[0], key[1]]

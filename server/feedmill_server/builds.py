@@ -60,12 +60,18 @@ class Stream:
 
 
 class Bad(NamedTuple):
-    """A sample that cannot be had. A key of "" blames the whole shard."""
+    """A sample that cannot be had. A key of "" blames the whole shard; ``fatal`` says that its worker died of it."""
 
     row: int
     shard: int
     key: str
     reason: str
+    fatal: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Why it is bad, as the tally counts it."""
+        return "worker" if self.fatal else "sample" if self.key else "shard"
 
 
 BuildName: TypeAlias = tuple[str, int, int, str, bytes]

@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--authorized-clients", metavar="DIR", help="folder with the *.key of those who may connect (default: --keys)"
     )
     server.add_argument("--insecure", action="store_true", default=None, help="allow anybody beyond this machine")
+    server.add_argument(
+        "--http", metavar="PORT", help="show a page and metrics there: 9880, say, or ADDRESS:PORT (default: nowhere)"
+    )
     server.add_argument("--workers", metavar="N", help="worker processes (default: one for each core)")
     server.add_argument("--memory", metavar="SIZE", help="shared memory for batches and their cache (default: 1GiB)")
     server.add_argument(
@@ -84,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     with shown("indexing") as progress, hosted(config, progress) as server:
         if not args.check:
             _handle_signals(server)
+            if page := server.show():
+                _log.info("page and metrics at %s", page)
         server.prepare()
         if args.check:
             _print_check(config, server)

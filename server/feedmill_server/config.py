@@ -10,13 +10,13 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Self
 
 from feedmill_protocol import limits
 from feedmill_protocol.errors import UsageError
 
+from .endpoints import check_bind, http_address
 from .inflate import INFLATED_BYTES
 
 __all__ = ["PRESETS", "SAMPLE_TIMEOUT", "ServerConfig", "StreamConfig", "parse_size"]
@@ -41,8 +41,6 @@ _LONGEST: Final = 86_400
 """Seconds: a day. Who means "for ever" should say how long that is."""
 
 _SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE | re.ASCII)
-
-_PORT: Final = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +87,8 @@ class ServerConfig:
     """Folder with the public keys (*.key) of those who may connect; empty for the folder of ``keys``."""
     insecure: bool = False
     """Listen beyond this machine though anybody may connect."""
+    http: str = ""
+    """Where the page and the metrics are, ADDRESS:PORT or a port of this machine; empty for nowhere."""
     streams: Mapping[str, StreamConfig] = field(default_factory=dict)
 
     @classmethod
@@ -133,7 +133,9 @@ class ServerConfig:
                 f"authorized_clients={self.authorized_clients!r}: without keys there is no telling who comes; "
                 "give the folder of the server's keys, too (--keys)"
             )
-        _check_bind(self.bind, insecure=self.insecure or bool(self.keys))
+        check_bind(self.bind, insecure=self.insecure or bool(self.keys))
+        if self.http:
+            http_address(self.http, insecure=self.insecure)
         if not self.name.isprintable():
             raise UsageError(f"name={self.name!r}: a name is printable text")
         if len(self.name.encode()) > limits.NAME_BYTES:
@@ -205,6 +207,8 @@ def _server_value(key: str, value: Any) -> Any:
         return _integer(key, value, 0, 4096)
     if key == "insecure":
         return _boolean(key, value)
+    if key == "http" and type(value) is int:  # a port, as TOML has it
+        value = _shown(value)
     return _string(key, value)
 
 
@@ -286,24 +290,3 @@ def _shown(value: object) -> str:
         return repr(value)
     except ValueError:
         return "an integer of thousands of digits"
-
-
-def _check_bind(bind: str, *, insecure: bool) -> None:
-    scheme, separator, rest = bind.partition("://")
-    host, colon, port = rest.rpartition(":")
-    if scheme == "ipc" and rest:
-        return
-    if scheme != "tcp" or not separator or not colon or not host or not (port == "*" or _PORT.fullmatch(port)):
-        raise UsageError(f"bind={bind!r}: expected tcp://ADDRESS:PORT or ipc://PATH, for example tcp://0.0.0.0:7880")
-    if port != "*" and not 0 < int(port) < 65536:
-        raise UsageError(f"bind={bind!r}: expected a port in 1..65535, or *")
-    try:
-        local = host == "localhost" or ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        local = False
-    if not local and not insecure:
-        raise UsageError(
-            f"bind={bind!r}: anybody who reaches this address could use the server; "
-            "listen on 127.0.0.1, give --keys ('feedmill keygen' makes some), "
-            "or say --insecure on a network that you trust"
-        )

@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional
 
 from .decode import require_size
 from .jpeg import Backend, Pillow, Refused, Region
+from .phases import Lap, Phase, untimed
 
 __all__ = ["Finishing", "Fused", "fuse"]
 
@@ -96,13 +97,14 @@ class Fused:
     rest: tuple[Step, ...]
     description: str
 
-    def __call__(self, data: bytes, backend: Backend, row: torch.Tensor | None = None) -> Any:
+    def __call__(self, data: bytes, backend: Backend, row: torch.Tensor | None = None, lap: Lap = untimed) -> Any:
         """Return what becomes of an encoded image: uint8 [3, H, W] if it is to be finished, or what ``rest`` makes.
 
         Where that saves a copy, it is made in the memory of ``row``, a tensor like those returned before, which is then
-        returned itself.
+        returned itself. ``lap`` is told when it is decoded.
         """
         pixels = self._decode(data, backend if data.startswith(_JPEG) else _pillow).permute(2, 0, 1)
+        lap(Phase.DECODE)
         if self.resize is not None:
             pixels = self.resize(pixels, row if self.finishing is not None else None)
         for step in self.steps:

@@ -28,6 +28,7 @@ from .decode import Decode, decoder, is_image
 from .fields import Field, parse
 from .fusion import Finishing, Fused, fuse
 from .jpeg import Backend
+from .phases import Lap, Phase, untimed
 from .randomness import seed_generators
 from .stores import Opened
 
@@ -79,6 +80,7 @@ class Pipeline:
         self.stages: tuple[Stage, ...] = _stages(pipeline)
         self.batch_size = integer("batch_size", batch_size, 1, limits.BATCH_SAMPLES)
         self.exact = exact
+        self.lap: Lap = untimed
         self._fused: list[Fused | None] = [None] * len(self.fields)
         self._backend: Backend | None = None
 
@@ -130,11 +132,13 @@ class Pipeline:
         for field, transform, fused, place in zip(self.fields, self._transforms, self._fused, places, strict=True):
             extension, data = field.choose(members)
             if fused and self._backend and is_image(extension) and isinstance(data, bytes):
-                value = fused(data, self._backend, place)
+                value = fused(data, self._backend, place, self.lap)
             else:
                 value = self._decoded(extension, data)
+                self.lap(Phase.DECODE)
                 if transform is not None:
                     value = transform(value)
+            self.lap(Phase.TRANSFORM)
             values.append(value)
         return values
 
@@ -152,6 +156,7 @@ class Pipeline:
         ``rows`` are as for a call. Raises ShardError, and what a call raises.
         """
         members = self.members(shard, index)
+        self.lap(Phase.READ)
         seed_generators(seed)
         return self(members, rows)
 

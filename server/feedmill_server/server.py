@@ -24,10 +24,15 @@ from .broker import CLIENT_SILENCE, Bad, Broker, Work
 from .channel import Channel, ChannelClosed
 from .complaints import Complaints
 from .config import PRESETS, ServerConfig
+from .endpoints import http_address
 from .gate import Gate
+from .observer import Observer
+from .page import Page
 from .preparation import Served, check_memory, prepare
+from .report import Report
 from .sending import Sender
 from .slots import MAX_SLOTS, Slot, SlotPool
+from .web import CONNECTIONS, Web
 from .workers import Workers, describe
 
 __all__ = ["Server", "descriptors"]
@@ -40,9 +45,6 @@ _TICK: Final = 0.25
 
 _PINNED_POLL: Final = 0.002
 """Seconds between looks at libzmq when a batch waits for a slot that is being sent."""
-
-_REPORT_EVERY: Final = 10.0
-"""Seconds between lines in the log that say how fast it goes, while it goes."""
 
 _DRAIN_SECONDS: Final = 4.0
 """For finishing what was asked. With `_LINGER_MS`, a server is gone within 5 s of SIGTERM."""
@@ -61,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 def descriptors(workers: int) -> int:
     """Return how many descriptors a server needs at least: for slots, workers, clients and the rest."""
-    return 2 * MAX_SLOTS + 2 * workers + _CLIENTS
+    return 2 * MAX_SLOTS + 2 * workers + _CLIENTS + CONNECTIONS
 
 
 class Server:
@@ -97,6 +99,8 @@ class Server:
         self._poller = zmq.Poller()
         self._sender = Sender(self._socket)
         self._complaints = Complaints()
+        self._observer: Observer | None = None
+        self._web: Web | None = None
         self._stop_at: float | None = None
 
     def __enter__(self) -> Self:
@@ -107,10 +111,22 @@ class Server:
 
     def close(self) -> None:
         """Let go of everything, within a second."""
+        if self._web is not None:
+            self._web.close()
         self._workers.close()
         self._socket.close(linger=_LINGER_MS)
         if self._gate is not None:
             self._gate.close()
+
+    def show(self) -> str:
+        """Answer over HTTP from now on, if that is configured; return the page's URL, or "". Raises UsageError."""
+        if not self.config.http:
+            return ""
+        self._observer = Observer(self._workers, self._pool, self._sender)
+        host, port = http_address(self.config.http, insecure=self.config.insecure)
+        self._web = Web(host, port, Page(self.config.name, self._observer).answer)
+        self._web.start()
+        return self._web.url
 
     def prepare(self) -> None:
         """Do everything that comes before the first client. Raises FeedmillError for what cannot be served."""
@@ -166,7 +182,7 @@ class Server:
         self._poller.register(self._workers.control, zmq.POLLIN)
         for channel in self._workers.channels.values():
             self._poller.register(channel, zmq.POLLIN)
-        report = _Report(self._broker, time.monotonic())
+        report = Report(self._broker, time.monotonic())
         while not self._finished():
             for source, _ in self._poller.poll(round(self._patience() * 1000)):
                 if source is self._socket:
@@ -181,6 +197,8 @@ class Server:
             self._hand_out()
             self._send_replies()
             report.tick(now)
+            if self._observer is not None:
+                self._observer.tick(now, self._broker)
         _log.info("stopped; %s", report.total())
 
     def _finished(self) -> bool:
@@ -194,7 +212,11 @@ class Server:
         return not (self._broker.open or self._sender) or time.monotonic() >= self._stop_at
 
     def _patience(self) -> float:
-        return _PINNED_POLL if self._sender and (self._broker.queued or self._stop_at) else _TICK
+        if self._sender and (self._broker.queued or self._stop_at):
+            return _PINNED_POLL
+        if self._sender and self._observer is not None:
+            return self._observer.patience(time.monotonic())
+        return _TICK
 
     def _hear_clients(self) -> None:
         for _ in range(64):  # then it is the workers' turn
@@ -211,7 +233,10 @@ class Server:
             payload = codec.join(message, [frame.buffer for frame in frames[2:]])  # copied once the length is right
             codec.verify(message, payload, checksum)
             if isinstance(message, Hello):
-                _log.info("client %s at %s: stream %r", client.hex()[2:], _address(frames[0]), message.stream)
+                address = _address(frames[0])
+                _log.info("client %s at %s: stream %r", client.hex()[2:], address, message.stream)
+                if self._observer is not None:
+                    self._observer.came(client, address)
             self._broker.receive(client, message, payload, time.monotonic())
         except ProtocolError as error:
             if bad := self._complaints.due(client, time.monotonic()):
@@ -319,34 +344,6 @@ class Server:
                         "client %s takes no messages (%s); forgetting it", reply.client.hex()[2:], error.strerror
                     )
                 self._broker.forget(reply.client)
-
-
-class _Report:
-    """What the log says of the rate."""
-
-    def __init__(self, broker: Broker[Slot], now: float) -> None:
-        self._broker = broker
-        self._since = self._begun = now
-        self._batches = self._samples = 0
-
-    def tick(self, now: float) -> None:
-        broker, elapsed = self._broker, now - self._since
-        if elapsed < _REPORT_EVERY:
-            return
-        batches, samples = broker.batches_sent - self._batches, broker.samples_sent - self._samples
-        if batches:
-            _log.info(
-                "%d batches in %.0f s: %.0f samples/s; %d clients, %d parts queued",
-                batches,
-                elapsed,
-                samples / elapsed,
-                broker.clients,
-                broker.queued,
-            )
-        self._since, self._batches, self._samples = now, broker.batches_sent, broker.samples_sent
-
-    def total(self) -> str:
-        return f"{self._broker.batches_sent} batches, {self._broker.samples_sent} samples sent"
 
 
 def _gate(config: ServerConfig) -> Gate | None:

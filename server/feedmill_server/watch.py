@@ -4,7 +4,8 @@ The rule of this file: the worker writes, the broker reads, and neither waits fo
 worker that is stuck in whatever it may be (a loop, a read that blocks, C code that holds the GIL) where it is stuck:
 one signal has `faulthandler`, in C, write the Python stack, and ends the process.
 
-Layout: the count of beats (8 bytes); the row (8), the length of the key (4) and the key of the sample in hand; words.
+Layout: the count of beats (8 bytes); the row (8) of the sample in hand; seconds spent in each phase (8 each); the
+length of the key (4) and the key of the sample in hand; words.
 """
 
 import faulthandler
@@ -12,11 +13,13 @@ import mmap
 import os
 import re
 import signal
+import time
 from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from .index import KEY_BYTES
+from .phases import Phase
 
 __all__ = ["STUCK", "Watch", "where"]
 
@@ -26,7 +29,8 @@ STUCK: Final = signal.SIGUSR2
 _BYTES: Final = 64 * 1024
 """Room for the innermost hundred calls. What nobody writes to takes no memory."""
 
-_KEY: Final = 20
+_SIZE: Final = 16 + 8 * len(Phase)
+_KEY: Final = _SIZE + 4
 _WORDS: Final = _KEY + KEY_BYTES + 1
 
 _FRAMES: Final = 4
@@ -42,7 +46,9 @@ class Watch:
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, _BYTES)
         self._numbers = memoryview(self._map)[:16].cast("q")  # beats, row
-        self._size = memoryview(self._map)[16:_KEY].cast("I")
+        self._seconds = memoryview(self._map)[16:_SIZE].cast("d")
+        self._size = memoryview(self._map)[_SIZE:_KEY].cast("I")
+        self._since = 0.0  # when the present phase began, of the worker's own clock
 
     @classmethod
     def create(cls) -> tuple[Self, int]:
@@ -68,7 +74,15 @@ class Watch:
         data = key.encode()
         self._map[_KEY : _KEY + len(data)] = data
         self._size[0] = len(data)
+        if self._numbers[1] != row:
+            self._since = time.perf_counter()
         self._numbers[1] = row
+
+    def lap(self, phase: Phase) -> None:
+        """Say that a phase of the sample in hand is over."""
+        now = time.perf_counter()
+        self._seconds[phase] += now - self._since
+        self._since = now
 
     def alive(self) -> None:
         """Say that the sample in hand takes long, and does not hang."""
@@ -103,6 +117,11 @@ class Watch:
         return self._map[_KEY : _KEY + min(self._size[0], KEY_BYTES)].decode(errors="replace")
 
     @property
+    def seconds(self) -> tuple[float, ...]:
+        """How long the worker has spent in each `Phase`, over all its samples."""
+        return tuple(self._seconds)
+
+    @property
     def words(self) -> str:
         """The stack or the words that were left, "" for none."""
         return self._map[_WORDS:].partition(b"\0")[0].decode(errors="replace")
@@ -110,6 +129,7 @@ class Watch:
     def close(self) -> None:
         """Let go of the memory."""
         self._numbers.release()
+        self._seconds.release()
         self._size.release()
         self._map.close()
 

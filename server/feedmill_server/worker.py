@@ -31,6 +31,7 @@ from feedmill_protocol.messages import shorten
 from feedmill_protocol.tensors import FieldSpec, offsets
 
 from .channel import Channel, ChannelClosed
+from .phases import Phase
 from .pipeline import Pipeline, dtype_name
 from .stores import Store
 from .watch import Watch
@@ -110,6 +111,7 @@ def _part(
     the whole shard is bad.
     """
     mill = mills[stream]
+    mill.pipeline.lap = watch.lap
     specs = [FieldSpec(name, dtype, tuple(shape), channels_last) for name, dtype, shape, channels_last in fields]
     targets = _views(slots[slot], specs, rows)
     wanted = np.frombuffer(samples, np.int64).reshape(-1, 2)
@@ -135,6 +137,7 @@ def _part(
             _live_on(error)
             bad.append((row, shard, key, reason_of(error)))
         keys.append(key)
+        watch.lap(Phase.TRANSFORM)
         watch.beat()
     return keys, bad
 

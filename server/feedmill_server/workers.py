@@ -20,6 +20,7 @@ from feedmill_protocol.errors import PipelineError
 
 from .channel import Channel, ChannelClosed, ChannelFull
 from .descriptions import PipelineFacts, StoreFacts
+from .phases import Phase
 from .slots import Slot
 from .watch import STUCK, Watch, where
 
@@ -106,6 +107,7 @@ class Workers:
         self._deaths = 0  # of fork servers, in a row
         self._started = 0.0  # when the fork server was, or is to be
         self._filled = False  # whether it has forked the workers
+        self._spent = [0.0] * len(Phase)  # by workers that have ended
 
     @property
     def control(self) -> Channel:
@@ -301,6 +303,24 @@ class Workers:
             while True:
                 self.channels[number].receive(_GRACE)
 
+    @property
+    def restarts(self) -> int:
+        """How many workers were forked in place of others."""
+        return max(0, self._number - self.count)
+
+    def seconds(self) -> list[float]:
+        """Return how long all workers there ever were have spent in each `Phase`."""
+        watches = [worker.watch.seconds for worker in self._workers.values()]
+        return [sum(spent) for spent in zip(self._spent, *watches, strict=True)]
+
+    def at(self, number: int) -> tuple[int, str, float]:
+        """Return row and key of the sample that a worker has in hand (-1 and "" for none), and for how many seconds.
+
+        Those are counted from when it was first seen at it, by `look`.
+        """
+        worker = self._workers[number]
+        return worker.watch.row, worker.watch.key, worker.stalled
+
     def beats(self, number: int) -> int:
         """Return how many signs of life a worker has given."""
         return self._workers[number].watch.beats
@@ -366,7 +386,9 @@ class Workers:
 
     def _forget(self, number: int) -> None:
         self.channels.pop(number).close()
-        self._workers.pop(number).watch.close()
+        watch = self._workers.pop(number).watch
+        self._spent = [before + spent for before, spent in zip(self._spent, watch.seconds, strict=True)]
+        watch.close()
 
     def _signal(self, number: int, signum: int) -> None:
         self._workers[number].sent = signum

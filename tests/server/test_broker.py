@@ -28,6 +28,7 @@ from feedmill_protocol.messages import (
 )
 from feedmill_protocol.tensors import FieldSpec, TensorSpec, offsets
 from feedmill_server.broker import CLIENT_SILENCE, Bad, Broker, Reply, Stream, Work
+from feedmill_server.tally import BadSample
 
 FIELDS = (FieldSpec("x", "float32", (4,)), FieldSpec("n", "int64", ()))
 COUNTS = np.array([100, 400], np.uint32)
@@ -290,7 +291,7 @@ def test_a_batch_is_built_in_parts_and_sent_once(scene: Scene) -> None:
     assert reply.slot is parts[0].build.slot
     assert scene.types() == [(ANN, "BATCH")]
     broker = scene.broker
-    assert (broker.parts_done, broker.batches_sent, broker.samples_sent, broker.cache_hits) == (3, 1, 40, 0)
+    assert (broker.tally.parts, broker.tally.batches, broker.tally.samples, broker.tally.cache_hits) == (3, 1, 40, 0)
     assert scene.is_clean()
 
 
@@ -336,7 +337,7 @@ def test_equal_names_are_built_once(scene: Scene) -> None:
     ((_, batch),) = scene.sent()
     assert isinstance(batch, Batch)
     assert (batch.batch, batch.attempt) == (1, 8)
-    assert (scene.broker.cache_hits, scene.broker.parts_done) == (1, 1)
+    assert (scene.broker.tally.cache_hits, scene.broker.tally.parts) == (1, 1)
 
 
 @pytest.mark.parametrize("other", [{"start": 1}, {"samples": 15}, {"shard": 0}, {"on_error": "skip"}])
@@ -345,7 +346,7 @@ def test_other_names_are_other_batches(scene: Scene, other: dict[str, int]) -> N
     scene.get(ANN, 0)
     scene.finish()
     scene.get(ANN, 1, **other)  # type: ignore[arg-type]
-    assert scene.broker.cache_hits == 0
+    assert scene.broker.tally.cache_hits == 0
     assert scene.broker.queued == 1
 
 
@@ -390,7 +391,7 @@ def test_the_cache_gives_way_to_new_batches_the_least_recently_wanted_first() ->
     assert scene.types() == [(BOB, "BATCH"), (BOB, "BATCH")]
     scene.get(BOB, 3, start=16)
     assert scene.types() == []
-    assert (scene.broker.cache_hits, scene.pool.used) == (3, 3 * nbytes(16))
+    assert (scene.broker.tally.cache_hits, scene.pool.used) == (3, 3 * nbytes(16))
 
 
 def test_a_client_that_takes_slowly_leaves_the_others_their_share(scene: Scene) -> None:
@@ -554,7 +555,7 @@ def test_cancelling_what_has_come_does_nothing(scene: Scene) -> None:
     scene.cancel(ANN, 0)
     assert scene.types() == [(ANN, "BATCH")]
     scene.get(ANN, 0)
-    assert scene.broker.cache_hits == 1
+    assert scene.broker.tally.cache_hits == 1
 
 
 def test_one_client_may_want_one_batch_under_two_numbers(scene: Scene) -> None:
@@ -722,7 +723,7 @@ def test_bad_samples_are_left_out_when_that_is_wanted(scene: Scene) -> None:
     ((_, again),) = scene.sent()
     assert isinstance(again, Batch)
     assert again.skipped == reply.message.skipped
-    assert scene.broker.samples_sent == 2 * 37
+    assert scene.broker.tally.samples == 2 * 37
 
 
 def test_of_many_bad_samples_some_are_described_and_all_are_counted(scene: Scene) -> None:
@@ -810,21 +811,63 @@ def test_what_an_interrupted_worker_had_in_hand_is_done_again_as_it_was(scene: S
         assert [(work.first, work.rows, work.kills) for work in (first, second)] == [(0, 16, 0), (16, 16, 0)]
         scene.broker.interrupted(worker)
         assert scene.broker.assigned(worker) == 0
-    assert scene.broker.parts_done == 0
+    assert scene.broker.tally.parts == 0
     scene.finish()
     assert scene.types() == [(ANN, "BATCH")]
     assert scene.is_clean()
 
 
+def test_skipped_samples_are_counted_by_reason_and_the_last_ones_told(scene: Scene) -> None:
+    """A shard that cannot be read is told once, and counts for all its samples; a failure is not skipped."""
+    scene.get(ANN, 0, samples=16, on_error="skip")
+    work = scene.part()
+    shard = [Bad(row, 1, "", "no such file") for row in range(3)]
+    scene.broker.done(1, ["key"] * 16, [*shard, Bad(9, 1, "1:9", "broken")])
+    scene.get(ANN, 1, start=16, samples=1, on_error="skip")
+    for worker in (2, 3):
+        scene.part(worker)
+        scene.broker.lost(worker, "hung", 0, "1:16")
+    scene.get(ANN, 2, start=32, samples=1)
+    scene.done(scene.part(), bad=[0])
+    tally = scene.broker.tally
+    assert dict(tally.skipped) == {"shard": 3, "sample": 1, "worker": 1}
+    assert (tally.failed, tally.made) == (1, 17)
+    assert list(tally.recent.values()) == [
+        BadSample("train", "b.tar", "", "no such file", skipped=3),
+        BadSample("train", "b.tar", "1:9", "broken", skipped=1),
+        BadSample("train", "b.tar", "1:16", "hung", skipped=1),
+        BadSample("train", "b.tar", "1:32", "broken", failed=1),
+    ]
+    assert scene.broker.newest is not work.build
+
+
+def test_what_can_be_seen_of_a_broker(scene: Scene) -> None:
+    """What clients are owed, what workers are at, which batch is the newest, and how many bytes were sent."""
+    scene.get(ANN, 0, samples=16)
+    scene.get(ANN, 1, start=16, samples=16)
+    scene.say(BOB, Ping())
+    assert scene.broker.demand() == [(ANN, 2, 0), (BOB, 0, 0)]
+    assert scene.broker.at(1) is None
+    assert scene.broker.newest is None
+    first, second = scene.part(), scene.part()
+    assert scene.broker.at(1) is first
+    scene.done(first)
+    assert scene.broker.at(1) is second
+    assert scene.broker.newest is first.build
+    size = scene.broker.replies[-1].message.payload_bytes
+    assert sorted(scene.broker.demand()) == [(ANN, 1, size), (BOB, 0, 0)]
+    assert scene.broker.tally.payload == size
+
+
 def test_the_loss_of_a_worker_at_work_is_progress(scene: Scene) -> None:
     """The second loss to a sample settles what becomes of it: a client should not give up just before."""
     scene.broker.lost(1, "died", -1, "")
-    assert scene.broker.parts_done == 0
+    assert scene.broker.tally.parts == 0
     scene.get(ANN, 0, samples=1)
     for losses in (1, 2):
         scene.part(losses)
         scene.broker.lost(losses, "hung", 0, "1:0")
-        assert scene.broker.parts_done == losses
+        assert scene.broker.tally.parts == losses
     assert scene.types() == [(ANN, "FAIL")]
 
 

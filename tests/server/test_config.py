@@ -344,3 +344,19 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(UsageError, match=r"bytes.toml: not TOML: "):
         merge({"config": str(tmp_path / "bytes.toml")})
+
+
+def test_a_page_may_be_asked_for_everywhere(tmp_path: Path) -> None:
+    """A port is a number in a file; nothing listens unless it was asked for."""
+    assert merge().http == ""
+    assert merge(toml(tmp_path, "http = 9880")).http == "9880"
+    assert merge(toml(tmp_path, "http = 9880"), environ={"FEEDMILL_HTTP": "*"}).http == "*"
+    assert merge({"http": "[::1]:1"}, environ={"FEEDMILL_HTTP": "2"}).http == "[::1]:1"
+    assert merge({"http": "0.0.0.0:9880", "insecure": True}).http == "0.0.0.0:9880"
+
+
+@pytest.mark.parametrize("http", ["true", "1.5", '"x"', '"10.0.0.1:9880"'])
+def test_a_page_that_cannot_or_should_not_be_is_refused(tmp_path: Path, http: str) -> None:
+    """Keys do not help: a browser has none."""
+    with pytest.raises(UsageError, match=r"^http="):
+        merge(toml(tmp_path, f'http = {http}\nkeys = "keys"'))

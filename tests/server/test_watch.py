@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from feedmill_server import watch as watch_module
+from feedmill_server.phases import Phase
 from feedmill_server.watch import STUCK, Watch, where
 from integration.processes import wait_until
 
@@ -86,6 +87,30 @@ def test_a_watch_shows_the_sample_in_hand(made: tuple[Watch, int]) -> None:
     other.close()
 
 
+def test_a_watch_adds_up_how_long_each_phase_took(made: tuple[Watch, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From when a sample was begun, not from the end of the last; its key may become known later."""
+    watch, fd = made
+    other = Watch(fd)
+    now = 1000.0
+    watch.beat()  # a worker's own start
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    for row in (0, 1):
+        now += 50.0  # between two samples
+        watch.begin(row, "")
+        now += 1.0
+        watch.begin(row, "key")
+        now += 1.0
+        watch.lap(Phase.READ)
+        now += 4.0
+        watch.lap(Phase.DECODE)
+        now += 8.0
+        watch.lap(Phase.TRANSFORM)
+        watch.beat()
+    assert other.seconds == (4.0, 8.0, 16.0)
+    assert (other.beats, other.row, other.key) == (3, -1, "")
+    other.close()
+
+
 def test_a_beat_costs_nothing_that_one_would_notice(made: tuple[Watch, int]) -> None:
     """A sample takes milliseconds; this must stay far below a hundredth of one."""
     watch, _ = made
@@ -95,6 +120,8 @@ def test_a_beat_costs_nothing_that_one_would_notice(made: tuple[Watch, int]) -> 
         for _ in range(100):
             watch.begin(7, "")
             watch.begin(7, "n01440764/ILSVRC2012_val_00000293")
+            for phase in Phase:
+                watch.lap(phase)
             watch.beat()
         best = min(best, (time.perf_counter() - begun) / 100)
     assert best < 10e-6

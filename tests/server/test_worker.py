@@ -3,6 +3,7 @@ import io
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from feedmill_protocol.hashing import sample_seeds
 from feedmill_protocol.tensors import FieldSpec, offsets
 from feedmill_server import Pipeline
 from feedmill_server.channel import Channel, ChannelClosed
+from feedmill_server.jpeg import choose
 from feedmill_server.pictures import write_shards
 from feedmill_server.randomness import seed_generators
 from feedmill_server.shards import ShardStore
@@ -387,6 +389,31 @@ def test_a_worker_beats_after_every_sample_and_says_which_is_in_hand(
     assert (key, other, workers[0].watch.key) == ("000", "002", "")
     assert first > 1, "the shard was scanned"
     assert (last - first, workers[0].watch.beats - last) == (2, 1)
+
+
+def _take_30_ms(value: int) -> int:
+    time.sleep(0.03)
+    return value
+
+
+def test_a_worker_says_how_long_it_reads_decodes_and_transforms(
+    start: Callable[..., Worker], pictures: list[Path], tmp_path: Path, slot: Slot
+) -> None:
+    """A probe does not count, nor does the time between parts; what fails counts."""
+    path = numbers(tmp_path, ["x", 7, 8])
+    slow = Pipeline("cls", transforms=[_take_30_ms])
+    worker = start((slow, [path]), (PICTURES.fused(choose(""))[0], pictures))
+    worker.ask("probe", 0, 0, 1)
+    assert worker.watch.seconds == (0.0, 0.0, 0.0)
+    time.sleep(0.1)
+    worker.part(slot, (FieldSpec("cls", "int64", ()),), 3, 0, [(0, 0), (0, 1), (0, 2)])
+    read, decode, transform = before = worker.watch.seconds
+    assert 0 < read < 0.1
+    assert 0 < decode < 0.1
+    assert 0.06 <= transform < 0.1
+    fields = (FieldSpec("png;jpg", "float32", (3, SIDE, SIDE)), FieldSpec("cls", "int64", ()))
+    worker.part(slot, fields, 2, 0, [(0, 0), (1, 1)], stream=1, known=True)
+    assert all(after > already for already, after in zip(before, worker.watch.seconds, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from feedmill_protocol.errors import PipelineError
 from feedmill_server.channel import Channel, ChannelClosed
 from feedmill_server.descriptions import PipelineFacts
+from feedmill_server.phases import Phase
 from feedmill_server.slots import Slot
 from feedmill_server.watch import STUCK, Watch
 from feedmill_server.workers import LOAD_TIMEOUT, Lost, Workers, _Worker
@@ -199,6 +200,22 @@ def test_the_end_of_a_worker_that_hung_says_where(
     reason = "took more than 5 s (--sample-timeout); it hung in: augment.py:12 in wait"
     assert workers.remove(1, "ended with signal 12", clock[0]) == Lost(reason, 3, "0007")
     assert caplog.messages == [f"worker 1 ended with signal 12; replacing it. Sample 0007: {reason}\n{stack}"]
+
+
+def test_what_workers_that_ended_have_spent_counts_on(workers: Workers, worker: Channel) -> None:
+    """A counter never goes down; the replacement begins at nothing."""
+    watch = workers._workers[1].watch
+    watch.begin(3, "0007")
+    watch.lap(Phase.DECODE)
+    spent = workers.seconds()
+    assert spent[Phase.DECODE] > 0
+    assert workers.at(1) == (3, "0007", 0.0)
+    workers._number = 2
+    workers.remove(1, "ended with signal 9", 0.0)
+    assert workers.seconds() == spent
+    assert workers.restarts == 0
+    assert workers.replace(10.0) == [3]
+    assert (workers.seconds(), workers.restarts) == (spent, 1)
 
 
 def test_a_kill_from_outside_counts_half(workers: Workers, worker: Channel, fork_server: Channel) -> None:

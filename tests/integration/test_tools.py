@@ -233,6 +233,8 @@ def test_stat_tells_what_a_trainer_gets(tool: Tool, fleet: Fleet, tmp_path: Path
         (("show", "ipc://nothing", "--timeout", "0.3"), "no server made progress for 0.3 s"),
         (("show", "tcp://127.0.0.1:9", "--classes", "none.txt"), "--classes none.txt: No such file or directory"),
         (("show", "tcp://127.0.0.1:9", "--columns", "-1"), "--columns -1 and --count"),
+        (("show", "tcp://127.0.0.1:9", "--columns", "0"), "--columns 0 and --count"),
+        (("show", "tcp://127.0.0.1:9", "--count", "0"), "--columns 8 and --count 0: show 1 at least"),
         (("stat", "tcp://127.0.0.1:9", "--timeout", "0.3"), "no server made progress for 0.3 s"),
         (("stat", "tcp://127.0.0.1:9", "--batches", "0"), "--batches 0: look at 1 at least"),
         (("stat", "tcp://127.0.0.1:9", "-o", "h.pdf"), "h.pdf; name it .svg or .png"),

@@ -317,6 +317,9 @@ def test_shards_cat_prints_a_line_for_each_sample(tool: Tool, tmp_path: Path) ->
     )
     assert said(tool("shards", "cat", "{a,b}.tar", "--where", "b", "-n", "1")) == "b0  cls: 0  txt: '\\x1b'\n"
     assert said(tool("shards", "cat", "{a,b}.tar", "--raw", "--fields", "cls", "--where", "a")) == "012"
+    long = "folder/" * 20
+    write_tar(tmp_path / "long.tar", [(f"{long}{n}", {"cls": b"7"}) for n in range(2)])
+    assert said(tool("shards", "cat", "long.tar")) == f"{long}0  cls: 7\n{long}1  cls: 7\n"
 
 
 def test_shards_extract_writes_files(tool: Tool, tmp_path: Path) -> None:

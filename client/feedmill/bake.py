@@ -20,7 +20,7 @@ from feedmill_protocol.errors import UsageError
 from feedmill_server.baked import FORMATS, describe, forms
 from feedmill_server.config import PRESETS, parse_size
 from feedmill_server.progress import shown
-from feedmill_server.writing import ShardWriter, tar_size
+from feedmill_server.writing import END_BYTES, ShardWriter, tar_size
 
 from . import local
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     ) as feed:
         stored = forms(feed.fields, args.format, quality)
         if samples is None:
-            samples = _SAMPLES if max_bytes is None else max(1, max_bytes // _sample_bytes(stored))
+            samples = _SAMPLES if max_bytes is None else max(1, (max_bytes - END_BYTES) // _sample_bytes(stored))
         terms = feed.state_dict()
         made = {
             "made_by": "feedmill bake",

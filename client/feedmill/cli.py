@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Final
 
 from feedmill_protocol.errors import FeedmillError, UsageError
+from feedmill_protocol.printing import printable
 
 __all__ = ["main"]
 
@@ -40,9 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except FeedmillError as error:
         line = " ".join(str(error).split())  # what a user's code raises may have several
-        # Nor is it for names out of a shard to move the cursor.
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        print(f"feedmill: {line}", file=sys.stderr)
+        print(f"feedmill: {printable(line)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -4,7 +4,6 @@ A feed asks for the batches that its plan names, a few ahead, and hands them out
 come. It goes on from epoch to epoch: while the last batches of one are consumed, the first of the next are asked for.
 """
 
-import math
 import os
 import time
 import weakref
@@ -16,7 +15,7 @@ from operator import eq
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict
 
 from feedmill_protocol import limits, spans
-from feedmill_protocol.arguments import integer
+from feedmill_protocol.arguments import integer, seconds
 from feedmill_protocol.errors import StreamMismatch, UsageError
 from feedmill_protocol.messages import Get, Skipped, Welcome
 from feedmill_protocol.plan import Last, Plan, Shuffle
@@ -133,8 +132,7 @@ def connect(
         _one_of("on_error", on_error, ("raise", "skip"))
         if type(shuffle) is not bool and shuffle != "within":
             raise UsageError(f"shuffle={shuffle!r}: expected True, False or 'within'")
-        if not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-            raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds")
+        timeout = seconds("timeout", timeout)
         ahead = None if prefetch is None else integer("prefetch", prefetch, 1, limits.OUTSTANDING)
         agreement.device = tensors.device_of(device)
         maker = tensors.Tensors(agreement.device, tensors.dtype_of(dtype))

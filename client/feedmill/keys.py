@@ -8,6 +8,7 @@ import argparse
 import logging
 import re
 import stat
+import struct
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Final
 
 import zmq
 import zmq.auth
+from zmq.utils import z85
 
 from feedmill_protocol.errors import UsageError
 
@@ -67,9 +69,17 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or ("no such file" if isinstance(error, OSError) else "no key in it")
         raise UsageError(f"keys: {path} cannot be read: {reason}; 'feedmill keygen DIR' makes keys") from None
-    if any(key is not None and len(key) != 40 for key in keys):
+    if not all(key is None or _is_key(key) for key in keys):
         raise UsageError(f"keys: {path} holds no keys of 40 characters; 'feedmill keygen DIR' makes some")
     return keys
+
+
+def _is_key(text: bytes) -> bool:
+    """Tell whether 40 characters are Z85, without which libzmq takes no key."""
+    try:
+        return len(z85.decode(text)) == 32
+    except (KeyError, ValueError, struct.error):  # struct: five characters of more than 32 bits
+        return False
 
 
 def generate(folder: Path, names: tuple[str, ...] = (_SERVER, _CLIENT)) -> list[Path]:

@@ -89,8 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Take a batch, draw it, and say where."""
     width = shutil.get_terminal_size().columns
-    columns = args.columns or (min(_COLUMNS, max(1, width // _CELL)) if args.terminal else _COLUMNS)
-    count = args.count or (2 * columns if args.terminal else _COUNT)
+    columns, count = args.columns, args.count
+    if columns is None:
+        columns = min(_COLUMNS, max(1, width // _CELL)) if args.terminal else _COLUMNS
+    if count is None:
+        count = 2 * columns if args.terminal else _COUNT
     if columns < 1 or count < 1:
         raise UsageError(f"--columns {columns} and --count {count}: show 1 at least")
     if args.window and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -112,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _read_classes(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:  # splitlines() would also split at what a class's name may have
+            return [line.removesuffix("\n") for line in file]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--classes {path}: {reason}; give a text file with one name on each line") from None

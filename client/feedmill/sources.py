@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from feedmill_protocol.errors import UsageError
+from feedmill_protocol.printing import printable
 
 from . import zurl
 from .feed import Feed, connect
@@ -91,16 +92,16 @@ class FeedSource:
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
-        self._names = tuple(_printable(field.name) for field in feed.fields)
+        self._names = tuple(printable(field.name) for field in feed.fields)
 
     def batches(self) -> Iterator[Seen]:
         """Iterate without end."""
         for batch in endless(self._feed):
-            yield Seen(batch.tensors, self._names, [_printable(key) for key in batch.keys], batch.server)
+            yield Seen(batch.tensors, self._names, [printable(key) for key in batch.keys], batch.server)
 
     def servers(self) -> dict[str, str]:
         """Return the endpoints of all servers, and the state of each."""
-        return {server: _printable(state) for server, state in self._feed.servers().items()}
+        return {server: printable(state) for server, state in self._feed.servers().items()}
 
     def counters(self) -> dict[str, int]:
         """Return what the feed has mended."""
@@ -132,7 +133,7 @@ class TensorcomSource:
     def batches(self) -> Iterator[Seen]:
         """Iterate without end."""
         for arrays, infos in self._connection:
-            names = tuple(_printable(info) or str(number) for number, info in enumerate(infos))
+            names = tuple(printable(info) or str(number) for number, info in enumerate(infos))
             yield Seen(tuple(map(self._tensor, arrays)), names, [], self._name)
 
     def servers(self) -> dict[str, str]:
@@ -148,10 +149,6 @@ class TensorcomSource:
 
     def __exit__(self, *_: object) -> None:
         self._connection.abort()
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,11 @@ nothing; these are for what speaks tensorcom already. The rule of this file: not
 from __future__ import annotations
 
 import logging
-import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from feedmill_protocol import limits, tenbin
-from feedmill_protocol.arguments import integer
+from feedmill_protocol.arguments import integer, seconds
 from feedmill_protocol.errors import ProtocolError, UsageError
 
 from . import zurl
@@ -81,8 +80,7 @@ class Connection:
         self._epoch = integer("epoch", epoch, 0, limits.INT63)
         self._total = _or_none("total", total)
         self._report = _or_none("report", report)
-        if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
-            raise UsageError(f"timeout={timeout!r}: expected a positive number of seconds, or None")
+        timeout = None if timeout is None else seconds("timeout", timeout)
         if infos is True and self._sends:
             raise UsageError("infos=True: expected the texts to send, one for each array")
         self._infos = infos or None

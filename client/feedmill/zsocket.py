@@ -92,8 +92,11 @@ class ZSocket:
             while not self._subscriptions:
                 self._wait(zmq.POLLIN, "nobody subscribed")
                 self._hear()
-        self._wait(zmq.POLLOUT, "nobody took a batch")
-        self._socket.send_multipart(frames)
+        while True:
+            self._wait(zmq.POLLOUT, "nobody took a batch")
+            with suppress(zmq.Again):  # the reader that had room has just gone, and what it had of the batch with it
+                self._socket.send_multipart(frames, zmq.NOBLOCK)
+                return
 
     def close(self) -> None:
         """Close, after at most ``timeout`` seconds in which readers take what was sent. May be called twice."""

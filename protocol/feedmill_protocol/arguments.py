@@ -1,11 +1,12 @@
 """Arguments of the caller's: what is checked in the same way wherever it is given."""
 
+import math
 from operator import index
 from typing import Any
 
 from .errors import UsageError
 
-__all__ = ["integer"]
+__all__ = ["integer", "seconds"]
 
 
 def integer(name: str, value: Any, low: int, high: int) -> int:
@@ -20,3 +21,10 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     if number is None or not low <= number <= high:
         raise UsageError(f"{name}={value!r}: expected an integer in {low}..{high}")
     return number
+
+
+def seconds(name: str, value: Any) -> float:
+    """Return an argument that is a time-out. Raises UsageError unless it is a positive number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise UsageError(f"{name}={value!r}: expected a positive number of seconds")
+    return value

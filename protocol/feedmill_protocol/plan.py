@@ -139,6 +139,8 @@ class Plan:
     ) -> None:
         if last not in ("keep", "drop", "pad"):
             raise UsageError(f"last={last!r}: expected 'keep', 'drop' or 'pad'")
+        if type(shuffle) is not bool and shuffle != "within":  # 1 is True to some, and not to others
+            raise UsageError(f"shuffle={shuffle!r}: expected True, False or 'within'")
         self.counts = _counts(counts)
         self.samples = int(self.counts.sum(dtype=np.int64))
         self.start = 0

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from feedmill_protocol.errors import ShardError, UsageError
+from feedmill_protocol.printing import printable
 
 from .fields import Field, MissingField
-from .inspection import printable
 from .shards import Shard
 
 __all__ = ["extract"]

@@ -150,4 +150,13 @@ def _pair(path: Path) -> tuple[bytes, bytes]:
         raise UsageError(f"keys={str(path.parent)!r}: {error}; 'feedmill keygen DIR' makes keys") from None
     if secret is None:
         raise UsageError(f"keys={str(path.parent)!r}: {path.name} holds no secret key")
+    try:
+        fits = zmq.curve_public(secret) == public
+    except (ValueError, zmq.ZMQError):  # of another length, or not in Z85
+        fits = False
+    if not fits:
+        raise UsageError(
+            f"keys={str(path.parent)!r}: {path.name} holds no pair of keys, or two halves; "
+            "'feedmill keygen DIR' makes keys"
+        )
     return public, secret

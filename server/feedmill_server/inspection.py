@@ -10,12 +10,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from feedmill_protocol.printing import printable
+
 from .decode import decoder, image_size, is_image
 from .fields import Field, MissingField
 from .index import ShardIndex
 from .shards import Shard
 
-__all__ = ["Members", "described", "members", "printable", "problems", "samples"]
+__all__ = ["Members", "described", "members", "problems", "samples"]
 
 _TEXT: Final = 60
 """Characters of a text that are shown."""
@@ -93,7 +95,7 @@ def _words(shard: Shard, extension: str, place: tuple[int, int]) -> str:
             return f"{width}x{height} in {size:,} bytes"
         return _value(_decode(extension, data), size)
     except Exception as error:  # noqa: BLE001 # decoders raise what they like
-        return f"cannot be decoded: {printable(str(error))} ({size:,} bytes)"
+        return f"cannot be decoded: {_short(str(error))} ({size:,} bytes)"
 
 
 def _value(value: Any, size: int) -> str:
@@ -103,10 +105,10 @@ def _value(value: Any, size: int) -> str:
         return f"{value.dtype} {list(value.shape)}"
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, np.ndarray) for item in value):  # .ten
         return ", ".join(_value(item, size) for item in value)
-    return printable(repr(value))
+    return _short(repr(value))
 
 
-def printable(text: str) -> str:
-    """Return a text on one line, without what a terminal would obey, and cut where it is long."""
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _short(text: str) -> str:
+    """Return a text as it may be printed, cut where it is long."""
+    safe = printable(text)
     return safe if len(safe) <= _TEXT else safe[: _TEXT - 1] + "…"

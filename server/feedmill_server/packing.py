@@ -108,8 +108,9 @@ def pack(
         raise UsageError(f"{tree.root}: no picture is left to pack")
     sizes = [_tar_size(tree, i) for i in pictures.tolist()] if max_bytes is not None else range(len(pictures))
     shards = cut(sizes, samples, max_bytes and max_bytes - END_BYTES)
+    classes = _classes(tree, writer.folder / "classes.txt")  # before anything is written
     with writer.making(made):
-        _write_classes(tree, writer.folder / "classes.txt")
+        _write(classes, writer.folder / "classes.txt")
         for number, span in enumerate(shards):
             if not writer.has(number):
                 writer.write(number, _samples(tree, pictures[span.start : span.stop], writer.path(number).name))
@@ -159,15 +160,24 @@ def _check_place(tree: Tree, folder: Path) -> None:
         raise UsageError(f"{folder} lies in the tree {tree.root} that is packed; choose a folder elsewhere")
 
 
-def _write_classes(tree: Tree, path: Path) -> None:
-    if odd := [name for name in tree.classes if "\n" in name]:
+def _classes(tree: Tree, path: Path) -> bytes:
+    """Return what the list of classes has, a line for each. Raises UsageError where ``path`` has something else."""
+    if odd := [name for name in tree.classes if "\n" in name or "\r" in name]:
         raise UsageError(f"the class {odd[0]!r} has a name of several lines; give its folder another")
     text = b"".join(os.fsencode(name) + b"\n" for name in tree.classes)
     try:
-        if path.exists():
-            if path.read_bytes() != text:
-                raise UsageError(f"{path} has other classes; choose another folder for these shards")
-            return
+        there = path.read_bytes()
+    except FileNotFoundError:
+        return text
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; choose another folder") from None
+    if there != text:
+        raise UsageError(f"{path} has other classes; choose another folder for these shards")
+    return text
+
+
+def _write(text: bytes, path: Path) -> None:
+    try:
         with replacing(path) as file:
             file.write(text)
     except OSError as error:

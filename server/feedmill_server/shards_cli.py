@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from feedmill_protocol.errors import ShardError, UsageError
+from feedmill_protocol.printing import printable
 
 from .extraction import extract
 from .fields import Field, MissingField, parse
-from .inspection import described, members, printable, problems, samples
+from .inspection import described, members, problems, samples
 from .listing import expand
 from .shards import Shard, ShardStore
 

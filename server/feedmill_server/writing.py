@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from feedmill_protocol.errors import ShardError, UsageError
+from feedmill_protocol.errors import FeedmillError, ShardError, UsageError
 
 from .cache import replacing
 from .shards import ShardStore
@@ -84,7 +84,7 @@ class ShardWriter:
         return self.path(number).exists()
 
     def write(self, number: int, samples: Iterable[Sample]) -> None:
-        """Write shard ``number``. Errors of ``samples`` leave nothing behind; they may be anything but OSError."""
+        """Write shard ``number``. What ``samples`` raise leaves nothing behind; no OSErrors but feedmill's."""
         path = self.path(number)
         partial = path.with_name(f".{path.name}.partial")
         try:
@@ -99,7 +99,8 @@ class ShardWriter:
         except BaseException as error:
             with suppress(OSError):
                 partial.unlink()
-            if isinstance(error, OSError):
+            # ServerUnavailable, of a feed that is written, is a TimeoutError, and so an OSError: not the folder's.
+            if isinstance(error, OSError) and not isinstance(error, FeedmillError):
                 raise self._unwritable(error) from None
             raise
 

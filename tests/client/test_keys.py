@@ -69,6 +69,10 @@ def test_keys_that_are_not_there_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "server.key").write_text('public-key = "short"\n')
     with pytest.raises(UsageError, match=r"server\.key holds no keys of 40 characters"):
         keys.load(tmp_path)
+    for wrong in ("#" * 40, "\\" * 40, "ä" * 20):  # more than 32 bits in five characters; not Z85; not ASCII
+        (tmp_path / "server.key").write_text(f'public-key = "{wrong}"\n')
+        with pytest.raises(UsageError, match=r"server\.key holds no keys of 40 characters"):
+            keys.load(tmp_path)
     (tmp_path / "server.key").write_text("nothing\n")
     with pytest.raises(UsageError, match=r"server\.key cannot be read: no key in it"):
         keys.load(tmp_path)

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from feedmill.show import exhibit
+from feedmill.show import _read_classes, exhibit
 from feedmill.sources import Seen
 from feedmill_protocol.errors import UsageError
 
@@ -40,3 +42,10 @@ def test_a_batch_without_pictures_says_what_it_has() -> None:
         UsageError, match=r"no pictures, only 0 torch.int64 \[4\]; see its numbers with 'feedmill stat'"
     ):
         exhibit(seen(LABELS), [], 4)
+
+
+def test_the_names_of_classes_are_lines(tmp_path: Path) -> None:
+    """As 'feedmill pack' writes them: a name may have what Unicode takes for the end of a line."""
+    path = tmp_path / "classes.txt"
+    path.write_bytes("cat\x0b\u2028\ndog\r\nowl".encode())
+    assert _read_classes(path) == ["cat\x0b\u2028", "dog", "owl"]

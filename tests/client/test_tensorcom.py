@@ -242,6 +242,24 @@ def test_waits_end(send: str, receive: str, tmp_path: Path, opened: Opener) -> N
     assert 0.2 <= time.monotonic() - begun < 5
 
 
+def test_a_reader_that_goes_when_it_was_about_to_be_sent_a_batch_is_none(
+    tmp_path: Path, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for another ends in time, too."""
+    writer = opened(f"zpush+ipc://{tmp_path}/s", timeout=0.1)
+    wait = writer._socket._wait
+    readers = iter([None])  # at first there is one
+
+    def waits(event: int, complaint: str) -> None:
+        if next(readers, "none"):
+            wait(event, complaint)
+
+    monkeypatch.setattr(writer._socket, "_wait", waits)
+    writer._socket._socket.sndtimeo = 2000  # for a test that fails, not one that hangs
+    with pytest.raises(ServerUnavailable, match="nobody took a batch"):
+        writer.send(BATCH)
+
+
 def test_a_reader_that_does_not_read_is_sent_no_more_than_two_high_water_marks(tmp_path: Path, opened: Opener) -> None:
     """In batches, whatever their size."""
     reader = opened(f"zrpull+ipc://{tmp_path}/s", hwm=2)

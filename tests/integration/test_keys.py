@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+import zmq.auth
 
 import feedmill
 from feedmill import keys
@@ -121,12 +122,20 @@ def test_a_stranger_who_speaks_our_protocol_gets_no_answer(url: str) -> None:
     [
         (["--keys", "nowhere"], "keys='nowhere': Invalid certificate file: nowhere/server.key_secret"),
         (["--keys", "keys", "--authorized-clients", "empty"], r"authorized_clients='empty': there is no \*.key"),
+        (["--keys", "odd"], "keys='odd': server.key_secret holds no pair of keys, or two halves"),
+        (["--keys", "halves"], "keys='halves': server.key_secret holds no pair of keys, or two halves"),
         (["--authorized-clients", "guests"], "authorized_clients='guests': without keys there is no telling who"),
     ],
 )
 def test_keys_that_cannot_be_used_end_a_server_at_once(folder: Path, options: list[str], error: str) -> None:
     """The error names what is missing."""
     (folder / "empty").mkdir()
+    public, _ = zmq.auth.load_certificate(folder / "keys" / "client.key")
+    _, secret = zmq.auth.load_certificate(folder / "keys" / "server.key_secret")
+    for name, first, second in (("odd", b"#" * 40, b"#" * 40), ("halves", public, secret)):
+        (folder / name).mkdir()
+        text = f'public-key = "{first.decode()}"\nsecret-key = "{(second or b"").decode()}"\n'
+        (folder / name / "server.key_secret").write_text(text)
     done = subprocess.run(
         command("serve", "n.tar", "--pipeline", f"{PIPELINES}:DRAWS", *options),
         capture_output=True,

@@ -237,6 +237,17 @@ def test_pictures_can_be_baked_as_jpegs(
         assert ours[1] == theirs[1]
 
 
+def test_baked_shards_have_no_more_bytes_than_asked_for(
+    tmp_path: Path, originals: str, run: Run, pipeline: str
+) -> None:
+    """What a tar ends with is counted, too."""
+    sample = 512 + 7 * 512 + 512 + 512  # a picture of 3,200 bytes and a label, with a header each
+    done = run("bake", originals, "b/%02d.tar", "--pipeline", pipeline, "--bytes", 5 * sample)
+    assert (done.code, done.stderr) == (0, "")
+    shards = sorted((tmp_path / "b").glob("*.tar"))
+    assert [path.stat().st_size for path in shards] == [4 * sample + 1024] * 12 + [2 * sample + 1024]
+
+
 def test_baking_says_in_one_line_what_it_cannot_do(tmp_path: Path, originals: str, run: Run, pipeline: str) -> None:
     """Exit code 2; what the server said is said once."""
     traps = pipeline.replace("TRAIN", "TRAPS")

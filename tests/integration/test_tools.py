@@ -233,6 +233,8 @@ def test_stat_tells_what_a_trainer_gets(tool: Tool, fleet: Fleet, tmp_path: Path
         (("show", "ipc://nothing", "--timeout", "0.3"), "no server made progress for 0.3 s"),
         (("show", "tcp://127.0.0.1:9", "--classes", "none.txt"), "--classes none.txt: No such file or directory"),
         (("show", "tcp://127.0.0.1:9", "--columns", "-1"), "--columns -1 and --count"),
+        (("show", "tcp://127.0.0.1:9", "--columns", "0"), "--columns 0 and --count"),
+        (("show", "tcp://127.0.0.1:9", "--count", "0"), "--columns 8 and --count 0: show 1 at least"),
         (("stat", "tcp://127.0.0.1:9", "--timeout", "0.3"), "no server made progress for 0.3 s"),
         (("stat", "tcp://127.0.0.1:9", "--batches", "0"), "--batches 0: look at 1 at least"),
         (("stat", "tcp://127.0.0.1:9", "-o", "h.pdf"), "h.pdf; name it .svg or .png"),
@@ -315,6 +317,9 @@ def test_shards_cat_prints_a_line_for_each_sample(tool: Tool, tmp_path: Path) ->
     )
     assert said(tool("shards", "cat", "{a,b}.tar", "--where", "b", "-n", "1")) == "b0  cls: 0  txt: '\\x1b'\n"
     assert said(tool("shards", "cat", "{a,b}.tar", "--raw", "--fields", "cls", "--where", "a")) == "012"
+    long = "folder/" * 20
+    write_tar(tmp_path / "long.tar", [(f"{long}{n}", {"cls": b"7"}) for n in range(2)])
+    assert said(tool("shards", "cat", "long.tar")) == f"{long}0  cls: 7\n{long}1  cls: 7\n"
 
 
 def test_shards_extract_writes_files(tool: Tool, tmp_path: Path) -> None:

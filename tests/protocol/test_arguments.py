@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from feedmill_protocol.arguments import integer
+from feedmill_protocol.arguments import integer, seconds
 from feedmill_protocol.errors import UsageError
 
 
@@ -21,3 +21,11 @@ def test_anything_else_is_refused_by_name_and_value(value: Any) -> None:
     with pytest.raises(UsageError) as raised:
         integer("n", value, 0, 3)
     assert str(raised.value) == f"n={value!r}: expected an integer in 0..3"
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), True, "1", None])
+def test_a_time_out_is_a_positive_number_of_seconds(value: Any) -> None:
+    """Neither a switch nor for ever."""
+    assert (seconds("timeout", 1), seconds("timeout", 0.5)) == (1, 0.5)
+    with pytest.raises(UsageError, match=r"timeout=.*: expected a positive number of seconds"):
+        seconds("timeout", value)

@@ -529,3 +529,10 @@ def test_a_window_that_cannot_be_shuffled_is_refused() -> None:
         Plan(counts, batch_size=4)
     assert len(Plan(counts, batch_size=4, run=1000)) > 0
     assert len(Plan(counts, batch_size=4, shuffle=False)) > 0
+
+
+@pytest.mark.parametrize("shuffle", [1, 0, np.True_, "shards", None])
+def test_a_shuffle_that_is_not_quite_one_is_refused(shuffle: Any) -> None:
+    """What is only as good as True would shuffle windows and not shards."""
+    with pytest.raises(UsageError, match=r"shuffle=.*: expected True, False or 'within'"):
+        Plan([3], batch_size=1, shuffle=shuffle)

@@ -176,6 +176,9 @@ def test_one_folder_has_one_list_of_classes(tmp_path: Path, tree: Tree) -> None:
     other = Tree.scan(str(write_tree(tmp_path / "other", {"z/1.jpg": b""})))
     with pytest.raises(UsageError, match=r"out/classes.txt has other classes; choose another folder"):
         pack(other, f"{tmp_path}/out/o-%d.tar", seed=0, samples=99, max_bytes=None, left_out=(), progress=nothing)
-    odd = Tree.scan(str(write_tree(tmp_path / "odd", {"a\nb/1.jpg": b""})))
-    with pytest.raises(UsageError, match=r"has a name of several lines"):
-        pack_into(tmp_path / "odd-out", odd)
+    for end in "\n\r":
+        odd = Tree.scan(str(write_tree(tmp_path / f"odd{ord(end)}", {f"a{end}b/1.jpg": b""})))
+        with pytest.raises(UsageError, match=r"has a name of several lines"):
+            pack_into(tmp_path / "odd-out", odd)
+    assert not (tmp_path / "odd-out").exists()
+    assert not (tmp_path / "out" / "o.json").exists()

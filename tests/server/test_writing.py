@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from feedmill_protocol.errors import FeedmillError, ShardError, UsageError
+from feedmill_protocol.errors import FeedmillError, ServerUnavailable, ShardError, UsageError
 from feedmill_server.shards import ShardStore
 from feedmill_server.writing import Sample, ShardWriter, tar_size
 
@@ -126,3 +126,16 @@ def test_a_tar_ends_in_two_empty_blocks(tmp_path: Path) -> None:
     data = write(tmp_path).read_bytes()
     assert data.endswith(bytes(1024))
     assert not data.endswith(bytes(1024 + 512))
+
+
+def test_what_ends_the_samples_is_told_as_it_is(tmp_path: Path) -> None:
+    """A server that is lost while its feed is baked is no full disk, although its error is an OSError, too."""
+
+    def lost() -> Iterator[Sample]:
+        yield SAMPLES[0]
+        raise ServerUnavailable(60.0, {"tcp://a:1": "lost"})
+
+    writer = ShardWriter(f"{tmp_path}/t-%03d.tar")
+    with writer.making({}), pytest.raises(ServerUnavailable, match="tcp://a:1"):
+        writer.write(0, lost())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".feedmill", "t.json"]

@@ -109,7 +109,7 @@ def test_a_server_that_drains_is_alive_and_not_ready(data: Data, serve: Serve) -
         served.signal(signal.SIGTERM)
         wait_until(lambda: ask(port, "/readyz") == (503, b"draining\n"), 2, "it is not ready")
         assert ask(port, "/healthz") == (200, b"ok\n")
-        assert served.process.wait(6) == 0
+        assert served.process.wait(20) == 0  # within 5 s, on a machine that is not busy
         feed.close()
         trainer.join(10)
 
@@ -131,7 +131,7 @@ def test_the_page_answers_while_a_server_is_being_prepared(data: Data, tmp_path:
             assert ask(port, "/healthz") == (200, b"ok\n")
             assert ask(port, "/readyz") == (503, b"starting\n")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(5) == 0
+            assert process.wait(20) == 0
         finally:
             process.kill()
 

@@ -160,6 +160,8 @@ class Connection:
             raise UsageError(f"{self._urls[0].text} receives; to send, give one of zpush, zpub, zrpush, zrpub")
         if not isinstance(data, (list, tuple)):
             raise UsageError(f"a batch is a list or tuple of arrays or tensors, not {type(data).__name__}")
+        if not data:
+            raise UsageError("a batch has one array or tensor at least, and this one has none")
         arrays = [as_array(value) for value in data]
         for array in arrays:
             if f"{array.dtype.kind}{array.dtype.itemsize}" in _WIDE and not (allow64 or self._allow64):

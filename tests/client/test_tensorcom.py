@@ -306,6 +306,7 @@ def test_a_publisher_waits_while_nobody_reads(tmp_path: Path, opened: Opener) ->
         ([torch.zeros(2, dtype=torch.bfloat16)], "torch.bfloat16 is no array"),
         ([[1, 2]], "list is no array"),
         (np.zeros(2), "a batch is a list or tuple of arrays or tensors, not ndarray"),
+        ([], "a batch has one array or tensor at least"),
     ],
 )
 def test_what_cannot_be_sent_is_refused(data: Any, says: str, tmp_path: Path, opened: Opener) -> None:

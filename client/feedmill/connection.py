@@ -75,8 +75,8 @@ healthy link takes no 15 s for FRAME_BYTES, and one whose bytes have lost their 
 
 _REFUSALS: Final[dict[int, str]] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "does not know our key; put it into its folder of authorized clients",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no connection: one side has keys, and the other has none, or other ones",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "no connection: one side has keys, and the other has none, or other ones",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no connection: one side has keys, and the other has none",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "no connection: it hangs up; perhaps one side has keys that the other lacks",
 }
 """What libzmq says of a server that is there, and does not talk to us."""
 
@@ -257,7 +257,7 @@ class Connection:
             unresolved = {
                 url.text: "does not resolve" for url in self._urls if not (url.fixed or self._resolved.get(url))
             }
-            self._fail(ServerUnavailable(error.timeout, error.servers | self._refusals() | unresolved))
+            self._fail(ServerUnavailable(error.timeout, error.servers | self._refused() | unresolved))
         except FeedmillError as error:
             self._fail(error)
         except BaseException as error:
@@ -293,11 +293,11 @@ class Connection:
         self._ledger.tick(time.monotonic())  # after reading: what waits to be read is no silence
         self._send()
         with self._lock:
-            self._servers = self._ledger.describe() | self._refusals()
+            self._servers = self._ledger.describe() | self._refused()
             self._working = self._ledger.working()
             self._counters = {name: getattr(self._ledger, name) for name in _COUNTERS}
 
-    def _refusals(self) -> dict[str, str]:
+    def _refused(self) -> dict[str, str]:
         return {endpoint: peer.refusal for endpoint, peer in self._peers.items() if peer.refusal}
 
     def _fail(self, error: FeedmillError) -> None:
@@ -387,10 +387,10 @@ class Connection:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 peer.connected, peer.lost_at, peer.refusal = True, inf, ""
                 self._ledger.connected(endpoint, time.monotonic())
-            elif event in _REFUSALS:
+            elif refusal := _REFUSALS.get(event):
                 if not peer.refusal:
-                    _log.warning("%s: %s", endpoint, _REFUSALS[event])
-                peer.refusal = _REFUSALS[event]
+                    _log.warning("%s: %s", endpoint, refusal)
+                peer.refusal = refusal
                 peer.lost_at = time.monotonic()
             elif event == zmq.EVENT_DISCONNECTED:
                 if peer.connected:

@@ -28,8 +28,6 @@ from .keys import load
 from .tally import Stats, Tally
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from .private import PrivateServer
@@ -61,7 +59,7 @@ class Batch:
 
 
 class Options(TypedDict, total=False):
-    """The arguments of `connect` by name, but for ``url``, ``stream`` and ``keys``."""
+    """The arguments of `connect` by name, but for ``url`` and ``stream``."""
 
     rank: int | None
     world_size: int | None
@@ -77,6 +75,7 @@ class Options(TypedDict, total=False):
     device: "str | torch.device"
     dtype: "torch.dtype | None"
     timeout: float
+    keys: str | os.PathLike[str] | None
 
 
 def connect(
@@ -97,7 +96,7 @@ def connect(
     device: "str | torch.device" = "cpu",
     dtype: "torch.dtype | None" = None,
     timeout: float = 60.0,
-    keys: "str | Path | None" = None,
+    keys: str | os.PathLike[str] | None = None,
 ) -> "Feed":
     """Open a feed of batches from servers.
 

@@ -12,6 +12,7 @@ import struct
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,7 @@ class Keys:
         socket.curve_serverkey = self.server
 
 
-def load(place: str | Path) -> Keys:
+def load(place: str | PathLike[str]) -> Keys:
     """Read a trainer's keys: a folder with ``client.key_secret`` and ``server.key``, or a secret file with it beside.
 
     Raises UsageError.

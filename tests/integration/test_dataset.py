@@ -246,7 +246,7 @@ def test_options_are_the_arguments_of_connect() -> None:
     names = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     assert names == list(Options.__annotations__)
     scope = {**vars(feedmill.feed), "torch": torch}
-    ours, theirs = get_type_hints(Options), get_type_hints(feedmill.connect, scope)
+    ours, theirs = get_type_hints(Options, scope), get_type_hints(feedmill.connect, scope)
     assert ours == {name: theirs[name] for name in names}
 
 

@@ -68,14 +68,14 @@ def test_who_has_another_key_gets_nothing(folder: Path, url: str, served: Served
 
 def test_who_has_no_key_gets_nothing(url: str) -> None:
     """Nor does he learn more than that there are keys."""
-    with pytest.raises(feedmill.ServerUnavailable, match="one side has keys, and the other has none"):
+    with pytest.raises(feedmill.ServerUnavailable, match="one side has keys"):
         feedmill.connect(url, timeout=SOON)
 
 
 def test_a_server_of_other_keys_is_not_talked_to(folder: Path, url: str) -> None:
     """It may be anybody."""
     keys.generate(folder / "others")
-    with pytest.raises(feedmill.ServerUnavailable, match="no connection"):
+    with pytest.raises(feedmill.ServerUnavailable, match="perhaps one side has keys that the other lacks"):
         feedmill.connect(url, keys=folder / "others", timeout=SOON)
 
 

@@ -99,6 +99,7 @@ class _Conversation:
         self.broker: Broker[_Slot] = Broker(streams, self.pool, server="host", boot="1", workers=2)
         self.answers: Counter[str] = Counter()
         server = Server.__new__(Server)
+        server._observer = None
         server._broker = self.broker  # type: ignore[assignment] # its slots are no memory files
         server._complaints = Complaints()
         self.server = server

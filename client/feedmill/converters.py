@@ -6,6 +6,7 @@ int64 where they are numbers to compute with. Values that are neither stay as th
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ from feedmill_protocol.errors import UsageError
 
 from .tensors import device_of
 
-__all__ = ["Converter", "Pipe", "choose", "pipe", "tonumpy", "totorch"]
+__all__ = ["Converter", "Pipe", "apply", "choose", "pipe", "tonumpy", "totorch"]
 
 Converter: TypeAlias = Callable[[Any], Any]
 
@@ -108,6 +109,14 @@ def choose(name: str, given: str | Converter | Sequence[str | Converter | None] 
     if isinstance(given, str) or not isinstance(given, Sequence):
         return () if given is None else (_converter(name, given),)
     return tuple(_converter(name, one) for one in given)
+
+
+def apply(functions: Sequence[Converter | None], values: Sequence[Any]) -> list[Any]:
+    """Apply functions, of which there is one at least, in turn. Raises UsageError for more of them than values."""
+    if len(functions) > len(values):
+        raise UsageError(f"{len(functions)} functions for a batch of {len(values)} arrays; leave some out")
+    pairs = zip(cycle(functions), values, strict=False)
+    return [value if function is None else function(value) for function, value in pairs]
 
 
 def _converter(name: str, given: str | Converter | None) -> Converter | None:

@@ -8,7 +8,7 @@ from feedmill_server.decode import Decode, decoder
 from feedmill_server.fields import parse
 from feedmill_server.pipeline import KEY, Pipeline, Stage
 
-from .converters import Converter, choose
+from .converters import Converter, apply, choose
 
 __all__ = ["Batch", "Functions", "Recipe", "Stages"]
 
@@ -74,10 +74,7 @@ class Recipe:
         """Return a batch, or the values of one sample, with what is left to do in the trainer done."""
         if not isinstance(batch, dict):
             for functions in self._for_batches:
-                batch = [
-                    value if function is None else function(value)
-                    for function, value in zip(functions, batch, strict=True)
-                ]
+                batch = apply(functions, batch)
         return batch
 
     def _in_turn(self, name: str, given: Functions) -> list[Converter | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from feedmill_protocol import limits, tenbin
@@ -22,7 +23,7 @@ from .tenbin import as_array
 from .zsocket import HWM, ZSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import torch
 
@@ -147,8 +148,8 @@ class Connection:
         samples = self._samples(arrays)
         self.rates.add(samples, nbytes)
         values: list[Any] = list(arrays)
-        for functions in self._steps:
-            values = _apply(functions, values)
+        for step in self._steps:
+            values = step(values)
         return ((values, infos) if self._infos is True else values), samples
 
     def send(self, data: Sequence[Any], *, allow64: bool = False) -> None:
@@ -234,11 +235,11 @@ def _steps(
     transforms: str | Converter | Sequence[str | Converter | None] | None,
     converters: str | Converter | Sequence[str | Converter | None] | None,
     device: str | torch.device | None,
-) -> list[tuple[Converter | None, ...]]:
-    """Return the functions to apply, one tuple after the other. torch, which takes seconds, only where it is needed."""
+) -> list[Callable[[list[Any]], list[Any]]]:
+    """Return what is done to the values of a batch. torch, which takes seconds, is imported only where it is needed."""
     if transforms is None and converters is None and device is None:
         return []
-    from .converters import choose  # noqa: PLC0415
+    from .converters import apply, choose  # noqa: PLC0415
 
     steps = [choose("batch_transforms", transforms), choose("converters", converters)]
     if device is not None:
@@ -252,12 +253,4 @@ def _steps(
             return torch.as_tensor(value, device=on)
 
         steps.append((put,))
-    return [functions for functions in steps if functions]
-
-
-def _apply(functions: tuple[Converter | None, ...], values: list[Any]) -> list[Any]:
-    """Apply functions to values, in turn where there are fewer of them."""
-    if len(functions) > len(values):
-        raise UsageError(f"{len(functions)} functions for a batch of {len(values)} arrays; leave some out")
-    chosen = (functions[i % len(functions)] for i in range(len(values)))
-    return [value if function is None else function(value) for function, value in zip(chosen, values, strict=True)]
+    return [partial(apply, functions) for functions in steps if functions]

@@ -7,7 +7,6 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,12 +14,12 @@ from PIL import Image
 
 import feedmill
 from feedmill.bake import bake
-from feedmill.cli import main
 from feedmill_server.baked import forms
 from feedmill_server.pictures import write_shards
 from feedmill_server.writing import ShardWriter
 from foldermaker import picture, write_tree
 from integration import processes
+from integration.commands import Run, runner
 from integration.epochs import TIMEOUT
 from integration.processes import Served, command, environment
 
@@ -39,28 +38,10 @@ TRAPS = Pipeline("jpg cls", transforms=[transforms.Compose([IMAGE, lambda image:
 Serve = Callable[..., Served]
 
 
-class Ended(NamedTuple):
-    """A command that has ended: its exit code, and what it wrote."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Ended]
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command to its end, in this process: torch takes seconds to import."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def run(*args: object) -> Ended:
-        code = main([*map(str, args)])
-        return Ended(code, *capfd.readouterr())
-
-    return run
+    """Return what runs a command here."""
+    return runner(tmp_path, tmp_path / "cache", monkeypatch, capfd)
 
 
 @pytest.fixture

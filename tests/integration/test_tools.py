@@ -6,9 +6,8 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pytest
 from PIL import Image, ImageShow
 
 import feedmill
-from feedmill.cli import main
+from integration.commands import Ended, Run, runner
 from integration.fleet import Data, Fleet
 from integration.processes import command, environment, read_line, wait_until
 from shardmaker import tar_bytes, write_tar
@@ -25,32 +24,13 @@ DEADLINE = 60.0
 """Seconds: a command imports torch first."""
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a command ended, and what it has written."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-Tool = Callable[..., Done]
-
-
 @pytest.fixture
-def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tool:
-    """Run a command line of ``feedmill`` in a folder of its own; in this process, which has imported torch."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    def run(*args: str | Path) -> Done:
-        code = main([str(arg) for arg in args])
-        return Done(code, *capsys.readouterr())
-
-    return run
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return what runs a command here."""
+    return runner(tmp_path, tmp_path, monkeypatch, capsys)
 
 
-def said(done: Done) -> str:
+def said(done: Ended) -> str:
     """Return what a command that went well has printed."""
     assert (done.code, done.stderr) == (0, "")
     return done.stdout
@@ -80,7 +60,7 @@ def published() -> Iterator[str]:
             connection.abort()
 
 
-def test_the_tools_read_tensorcoms_sockets(tool: Tool, published: str, tmp_path: Path) -> None:
+def test_the_tools_read_tensorcoms_sockets(tool: Run, published: str, tmp_path: Path) -> None:
     """Names are the infos that were sent; who sent a batch nobody tells."""
     report = json.loads(said(tool("monitor", published, "--once", "--json", "--seconds", "0.5")))
     assert 0 < report["servers"][published]["samples_per_second"] == report["samples_per_second"] < 8 * 60
@@ -93,7 +73,7 @@ def test_the_tools_read_tensorcoms_sockets(tool: Tool, published: str, tmp_path:
     assert (labels["name"], labels["dtypes"], labels["mean"]) == ("cls", {"int32": 3}, 3.5)
 
 
-def test_monitor_once_tells_rates_in_all_and_by_server(tool: Tool, fleet: Fleet) -> None:
+def test_monitor_once_tells_rates_in_all_and_by_server(tool: Run, fleet: Fleet) -> None:
     """What the servers sent adds up to the whole."""
     url = fleet["two"]
     report = json.loads(said(tool("monitor", url, "--stream", "pictures", "--once", "--json", "--seconds", "1")))
@@ -161,7 +141,7 @@ def test_monitor_at_a_terminal_refreshes_in_place(fleet: Fleet, tmp_path: Path) 
     assert b"\x1b[4F\x1b[J" in shown
 
 
-def test_show_draws_the_right_pictures_with_the_right_labels(tool: Tool, fleet: Fleet, tmp_path: Path) -> None:
+def test_show_draws_the_right_pictures_with_the_right_labels(tool: Run, fleet: Fleet, tmp_path: Path) -> None:
     """Colours tell which picture is which; the sheet has them in their order, enlarged, with a caption."""
     (tmp_path / "names.txt").write_text("zero\none\n")
     url = fleet["two"]
@@ -189,7 +169,7 @@ def test_show_draws_the_right_pictures_with_the_right_labels(tool: Tool, fleet: 
         assert caption.getextrema() != (255, 255)
 
 
-def test_show_draws_in_the_terminal(tool: Tool, fleet: Fleet) -> None:
+def test_show_draws_in_the_terminal(tool: Run, fleet: Fleet) -> None:
     """Pictures that travel as bytes and are normalised on arrival are shown as they were."""
     url = fleet["two"]
     text = said(tool("show", url, "--stream", "pictures-eval", "--terminal", "--count", "2", "--columns", "2"))
@@ -197,7 +177,7 @@ def test_show_draws_in_the_terminal(tool: Tool, fleet: Fleet) -> None:
     assert text.splitlines()[-1].startswith("2 pictures of ")
 
 
-def test_stat_tells_what_a_trainer_gets(tool: Tool, fleet: Fleet, tmp_path: Path) -> None:
+def test_stat_tells_what_a_trainer_gets(tool: Run, fleet: Fleet, tmp_path: Path) -> None:
     """The numbers of the same feed, computed at once."""
     url = fleet["two"]
     text = said(tool("stat", url, "--stream", "pictures", "--batches", "3", "--json", "-o", "h.svg"))
@@ -245,7 +225,7 @@ def test_stat_tells_what_a_trainer_gets(tool: Tool, fleet: Fleet, tmp_path: Path
         (("shards", "extract", "bad.tar", "-d", "out"), "member ../0.cls would be written outside out"),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(tool: Tool, tmp_path: Path, args: tuple[str, ...], says: str) -> None:
+def test_what_cannot_work_is_said_in_one_line(tool: Run, tmp_path: Path, args: tuple[str, ...], says: str) -> None:
     """Exit code 2, and one line that names the thing."""
     write_tar(tmp_path / "a.tar", [("0", {"cls": b"1"})])
     write_tar(tmp_path / "bad.tar", [("../0", {"cls": b"1"})])
@@ -256,7 +236,7 @@ def test_what_cannot_work_is_said_in_one_line(tool: Tool, tmp_path: Path, args: 
     assert says in line
 
 
-def test_a_window_needs_a_desktop(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_needs_a_desktop(tool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would come up nowhere is refused at once."""
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
@@ -266,7 +246,7 @@ def test_a_window_needs_a_desktop(tool: Tool, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_window_is_the_pictures_viewer(
-    tool: Tool, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tool: Run, fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sheet is handed to it; where there is none, that is said."""
     shown: list[Image.Image] = []
@@ -285,14 +265,14 @@ def test_a_window_is_the_pictures_viewer(
     assert "no program to view pictures" in tool(*line).stderr
 
 
-def test_show_of_a_stream_without_pictures_says_so(tool: Tool, fleet: Fleet) -> None:
+def test_show_of_a_stream_without_pictures_says_so(tool: Run, fleet: Fleet) -> None:
     """And names what there is."""
     done = tool("show", fleet["two"], "--stream", "slow")
     assert done.code == 2
     assert "the batch has no pictures, only cls torch.float64 [32, 202]; see its numbers with" in done.stderr
 
 
-def test_shards_info_tells_what_shards_hold(tool: Tool, data: Data, tmp_path: Path) -> None:
+def test_shards_info_tells_what_shards_hold(tool: Run, data: Data, tmp_path: Path) -> None:
     """Samples, members and keys; the index is made once; a damaged shard does not hide the others."""
     shards = data["pictures"].shards
     (tmp_path / "cut.tar").write_bytes(shards[0].read_bytes()[:5000])
@@ -308,7 +288,7 @@ def test_shards_info_tells_what_shards_hold(tool: Tool, data: Data, tmp_path: Pa
     assert again.stdout.splitlines()[-1].startswith("4 shards, 1 of them cannot be read: 120 samples in ")
 
 
-def test_shards_cat_prints_a_line_for_each_sample(tool: Tool, tmp_path: Path) -> None:
+def test_shards_cat_prints_a_line_for_each_sample(tool: Run, tmp_path: Path) -> None:
     """Of all shards, those that are asked for; raw bytes go through as they are."""
     for shard in "ab":
         write_tar(tmp_path / f"{shard}.tar", [(f"{shard}{n}", {"cls": b"%d" % n, "txt": b"\x1b"}) for n in range(3)])
@@ -322,7 +302,7 @@ def test_shards_cat_prints_a_line_for_each_sample(tool: Tool, tmp_path: Path) ->
     assert said(tool("shards", "cat", "long.tar")) == f"{long}0  cls: 7\n{long}1  cls: 7\n"
 
 
-def test_shards_extract_writes_files(tool: Tool, tmp_path: Path) -> None:
+def test_shards_extract_writes_files(tool: Run, tmp_path: Path) -> None:
     """A folder that is made; an error line holds nothing that a terminal obeys."""
     write_tar(tmp_path / "a.tar", [("x/0", {"cls": b"1", "txt": b"one"}), ("x/1", {"cls": b"2"})])
     assert said(tool("shards", "extract", "a.tar", "-d", "out/deep")) == "2 samples, 5 bytes, in out/deep\n"

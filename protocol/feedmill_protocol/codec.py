@@ -75,7 +75,7 @@ Checksum: Final = xxhash.xxh3_64
 
 def checksum(*payload: bytes | memoryview) -> int:
     """Return the XXH3-64 of a payload, which may be in pieces. It tells damage, not malice."""
-    hasher = xxhash.xxh3_64()
+    hasher = Checksum()
     for piece in payload:
         hasher.update(piece)
     return hasher.intdigest()

@@ -297,8 +297,8 @@ class Ledger:
 
     def working(self) -> float | None:
         """Return how often servers lately had work when they were pinged, from 0 to 1; None if none has answered."""
-        works = [work for known in self._servers.values() if known.state in _GOOD for work in known.works]
-        return sum(works) / len(works) if works else None
+        works = [known.works for known in self._servers.values() if known.works and known.state in _GOOD]
+        return sum(map(sum, works)) / sum(map(len, works)) if works else None
 
     def describe(self) -> dict[str, str]:
         """Return what is known of each server, in words."""

@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 class Gate:
     """Lets those in whose public keys are in the folder ``clients``; ``keys`` has the server's own pair.
 
-    Use it as a context manager around the life of the sockets that it makes safe. Raises UsageError for folders without
-    keys.
+    `open` it before the sockets that it is to `secure`, and `close` it after them. Raises UsageError for folders
+    without keys.
     """
 
     def __init__(self, keys: Path, clients: Path) -> None:

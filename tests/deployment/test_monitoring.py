@@ -18,9 +18,7 @@ from server.snapshots import BUSY
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "docker" / "monitoring" / "prometheus"
 DASHBOARDS = ROOT / "docker" / "monitoring" / "grafana" / "provisioning" / "dashboards"
-ALERTS = [
-    rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]
-]
+(GROUP,) = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
 
 
 @pytest.fixture(scope="module")

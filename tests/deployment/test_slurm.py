@@ -28,6 +28,8 @@ group = options.pop("--het-group")
 output = options.pop("--output", "")
 limits = {"--ntasks-per-node": "1", "--cpus-per-task": os.environ[f"SLURM_CPUS_PER_TASK_HET_GROUP_{group}"]}
 assert {"--kill-on-bad-exit": "0", **options} == {"--kill-on-bad-exit": "0", **limits}, options
+with open(f"srun-{group}.pid", "w") as file:
+    print(os.getpid(), file=file)
 tasks = []
 signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
 for number, node in enumerate(os.environ[f"SLURM_JOB_NODELIST_HET_GROUP_{group}"].split(",")):
@@ -35,6 +37,16 @@ for number, node in enumerate(os.environ[f"SLURM_JOB_NODELIST_HET_GROUP_{group}"
     here = [arg.replace("0.0.0.0", node) for arg in command]
     tasks.append(subprocess.Popen(here, stdout=file, stderr=file and subprocess.STDOUT))
 sys.exit(max(task.wait() for task in tasks))
+"""
+
+SCANCEL = """\
+import os, signal, sys
+
+quiet, how, step = sys.argv[1:]
+job, number = step.split(".")
+assert (quiet, how, job, number) == ("--quiet", "--signal=TERM", os.environ["SLURM_JOB_ID"], "0")
+with open(f"srun-{number}.pid") as file:
+    os.kill(int(file.read()), signal.SIGTERM)
 """
 
 SCONTROL = """\
@@ -46,12 +58,12 @@ print(*nodes.split(","), sep="\\n")
 """
 
 TORCHRUN = """\
-import runpy, sys
+import os, runpy, sys
 from torch.distributed.run import get_args_parser
 
 args = get_args_parser().parse_args()
 host, port = args.rdzv_endpoint.split(":")
-assert (args.nnodes, args.rdzv_id, host) == ("1", "JOB", "127.0.0.1") and int(port) > 0
+assert (args.nnodes, args.rdzv_id, host) == ("1", os.environ["SLURM_JOB_ID"], "127.0.0.1") and int(port) > 0
 sys.argv = [args.training_script, *args.training_script_args]
 runpy.run_path(args.training_script, run_name="__main__")
 """
@@ -85,12 +97,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Start the job on two nodes for servers and one for the training, in a folder with shards and a configuration."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    number = next(number for number in count(os.getpid() % 10000) if are_free(20000 + number % 10000 * 2))
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("torchrun", TORCHRUN.replace("JOB", str(number)))):
+    for name, text in (("srun", SRUN), ("scancel", SCANCEL), ("scontrol", SCONTROL), ("torchrun", TORCHRUN)):
         (programs / name).write_text(f"#!{sys.executable}\n{text}")
         (programs / name).chmod(0o755)
     write_tar(tmp_path / "n.tar", [(f"{n:02d}", {"cls": b"%d" % n}) for n in range(50)])
     (tmp_path / "train.py").write_text(TRAIN)
+    number = next(number for number in count(os.getpid() % 10000) if are_free(20000 + number % 10000 * 2))
     env = {
         "PATH": os.pathsep.join((str(programs), str(Path(sys.executable).parent), os.environ["PATH"])),
         "SLURM_JOB_ID": str(number),

@@ -16,6 +16,7 @@ check: $(READY)  ## what CI checks besides the tests
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/shellcheck docker/slurm/*.sbatch
 
 cover: $(READY)  ## the protocol, by its own tests, every branch
 	$(PY) -m pytest tests/protocol -q --cov=feedmill_protocol --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered

@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small network on batches from feedmill servers.")
     parser.add_argument("url", help="servers, like tcp://cpu-{0..3}:7880")
     parser.add_argument("--stream", help="its name, if the servers have several")
+    parser.add_argument("--keys", metavar="DIR", help="folder with our keys, for servers that have keys")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=1)
     args = parser.parse_args()
@@ -32,7 +33,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = network(args.classes).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with feedmill.connect(args.url, args.stream, device=device) as feed:
+    with feedmill.connect(args.url, args.stream, device=device, keys=args.keys) as feed:
         for epoch in range(args.epochs):
             total = 0.0
             for images, labels in feed:

@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small network on several ranks.")
     parser.add_argument("url", help="servers, like tcp://cpu-{0..3}:7880")
     parser.add_argument("--stream", help="its name, if the servers have several")
+    parser.add_argument("--keys", metavar="DIR", help="folder with our keys, for servers that have keys")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, default="checkpoint.pt")
@@ -39,7 +40,7 @@ def main() -> None:
     distributed.init_process_group()
     model = nn.parallel.DistributedDataParallel(network(args.classes).to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with feedmill.connect(args.url, args.stream, device=device) as feed:
+    with feedmill.connect(args.url, args.stream, device=device, keys=args.keys) as feed:
         if args.checkpoint.exists():  # on a disk that all ranks share
             saved = torch.load(args.checkpoint, map_location=device, weights_only=True)
             model.load_state_dict(saved["model"])

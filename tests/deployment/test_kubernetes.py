@@ -181,11 +181,11 @@ def mounts(pod: str, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def mounted(container: Manifest, places: dict[str, Path]) -> list[str]:
-    """Return a container's arguments so that they mean the same outside, on this machine's own address."""
+    """Return a container's arguments so that they mean the same outside, but for its ports."""
     args = [part for arg in container["args"] for part in arg.split("=", 1)]
     paths = re.compile(rf"({'|'.join(places)})(?=/|$)")
     args = [re.sub(paths, lambda found: str(places[found[1]]), arg, count=1) for arg in args]
-    return [re.sub(r"\b0\.0\.0\.0:\d+$", "127.0.0.1:*", arg) for arg in args]
+    return [re.sub(r"\b0\.0\.0\.0:\d+$", "0.0.0.0:*", arg) for arg in args]
 
 
 def is_well(address: str, path: str) -> bool:

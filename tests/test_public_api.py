@@ -79,9 +79,10 @@ def test_the_client_needs_nothing_of_the_server() -> None:
     assert loader == "feedmill.WebLoader needs feedmill_server; pip install 'feedmill[server]'"
 
 
-def test_importing_feedmill_does_not_import_torch() -> None:
-    """The command line starts at once; torch comes with the first feed."""
-    code = "import sys, feedmill, feedmill.cli; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("modules", ["feedmill, feedmill.cli", "feedmill_server.cli, feedmill_server.server"])
+def test_what_starts_at_once_does_not_import_torch(modules: str) -> None:
+    """The command line starts at once; torch comes with the first feed. A server leaves it to its workers."""
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
-import torch
 from PIL import Image
 
 from feedmill_protocol import tenbin
@@ -103,6 +102,8 @@ def decode_image(data: bytes, mode: str, form: str) -> Any:
     if not form.endswith("uint8"):
         array = array.astype(np.float32) / np.float32(255)
     if form.startswith("torch"):
+        import torch  # noqa: PLC0415 # seconds; a server's own process, which decodes nothing, does without
+
         return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
     return array
 

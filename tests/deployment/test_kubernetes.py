@@ -181,11 +181,11 @@ def mounts(pod: str, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def mounted(container: Manifest, places: dict[str, Path]) -> list[str]:
-    """Return a container's arguments so that they mean the same outside, on this machine's own address."""
+    """Return a container's arguments so that they mean the same outside, but for its ports."""
     args = [part for arg in container["args"] for part in arg.split("=", 1)]
     paths = re.compile(rf"({'|'.join(places)})(?=/|$)")
     args = [re.sub(paths, lambda found: str(places[found[1]]), arg, count=1) for arg in args]
-    return [re.sub(r"\b0\.0\.0\.0:\d+$", "127.0.0.1:*", arg) for arg in args]
+    return [re.sub(r"\b0\.0\.0\.0:\d+$", "0.0.0.0:*", arg) for arg in args]
 
 
 def is_well(address: str, path: str) -> bool:
@@ -198,10 +198,10 @@ def test_what_the_manifests_run_runs(tmp_path: Path, serve: Callable[..., Served
     """A server with its Secret is ready by its probes, a trainer with its own trains on it; the server ends in time."""
     assert SERVER["command"] == ["feedmill", "serve"]
     places = dict(mounts("deployment", tmp_path))
-    workers, cache = SERVER["env"]
+    workers, *others = SERVER["env"]
     assert workers == {"name": "FEEDMILL_WORKERS", "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu"}}}
-    env = {workers["name"]: "1", cache["name"]: str(places[cache["value"]])}
-    served = serve(*mounted(SERVER, places), **env)
+    env = {entry["name"]: str(places.get(entry["value"], entry["value"])) for entry in others}
+    served = serve(*mounted(SERVER, places), **env, FEEDMILL_WORKERS="1")
     assert "with 1 workers" in served.log
 
     (page,) = re.findall(r"page and metrics at http://(\S+)/", served.log)
@@ -214,7 +214,7 @@ def test_what_the_manifests_run_runs(tmp_path: Path, serve: Callable[..., Served
     url, *args = mounted(TRAINER, own)
     _, script = TRAINER["command"]
     trained = subprocess.run(
-        [sys.executable, ROOT / script, url.replace("feedmill:7880", f"127.0.0.1:{served.port}"), *args],
+        [sys.executable, f"{ROOT}{script}", url.replace("feedmill:7880", f"127.0.0.1:{served.port}"), *args],
         capture_output=True,
         text=True,
         timeout=90,

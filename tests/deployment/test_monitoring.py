@@ -85,6 +85,18 @@ def test_grafana_is_given_the_dashboard_and_its_source(dashboard: dict[str, Any]
     assert used == {"${datasource}"}
 
 
+def test_prometheus_finds_the_servers_of_compose() -> None:
+    """By the name of their service, at the port of their metrics; the alerts know their job."""
+    if not (ROOT / "docker-compose.yml").exists():
+        pytest.skip("there is no docker-compose.yml")
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    (job,) = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    (found,) = job["dns_sd_configs"]
+    (name,) = found["names"]
+    assert services[name]["environment"]["FEEDMILL_HTTP"].endswith(f":{found['port']}")
+    assert f'job="{job["job_name"]}"' in GROUP["rules"][0]["expr"]
+
+
 def test_alerts_fire_when_they_should() -> None:
     """By Prometheus' own test of rules, where that is installed."""
     if not (promtool := shutil.which("promtool")):

@@ -16,7 +16,7 @@ check: $(READY)  ## what CI checks besides the tests
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/shellcheck docker/entrypoint.sh docker/slurm/*.sbatch
+	$(VENV)/bin/shellcheck .ci/run docker/entrypoint.sh docker/slurm/*.sbatch
 	$(VENV)/bin/hadolint docker/Dockerfile
 
 cover: $(READY)  ## the protocol, by its own tests, every branch

@@ -50,11 +50,11 @@ def docker(*args: str | Path, timeout: float = _COMMAND_SECONDS, env: Mapping[st
 def build(target: str) -> None:
     """Build an image of docker/Dockerfile.
 
-    Where torch's index for processors cannot be reached, FEEDMILL_TEST_WHEELS names a folder with its wheels, and with
+    Where torch's index for processors cannot be reached, COMPOSE_TEST_WHEELS names a folder with its wheels, and with
     the constraints.txt that has pip take these.
     """
     wheels: list[str | Path] = []
-    if folder := os.environ.get("FEEDMILL_TEST_WHEELS"):
+    if folder := os.environ.get("COMPOSE_TEST_WHEELS"):
         wheels = ["--build-context", f"wheels={folder}", "--build-arg", "PIP_EXTRA_INDEX_URL="]
         wheels += ["--build-arg", "PIP_CONSTRAINT=/wheels/constraints.txt"]
     image = ["--file", "docker/Dockerfile", "--target", target, "--tag", f"feedmill-{target}"]

@@ -34,6 +34,8 @@ try:
     feedmill.connect("nowhere")
 except feedmill.UsageError as error:
     print(error)
+from feedmill import *
+assert connect is feedmill.connect and publish is feedmill.publish
 try:
     feedmill.WebLoader
 except feedmill.UsageError as error:

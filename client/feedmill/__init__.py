@@ -22,6 +22,7 @@ from feedmill_protocol.errors import (
 )
 
 from .feed import Batch, Feed, Stats, connect
+from .private import installed as _installed
 from .private import local
 from .verdict import Verdict
 
@@ -57,6 +58,11 @@ __all__ = [
     "tonumpy",
     "totorch",
 ]
+
+if not (
+    _installed("feedmill_server") and _installed("torchvision")
+):  # without the server extra, `from feedmill import *` takes what there is
+    __all__[:] = [name for name in __all__ if name not in {"MultiWebLoader", "WebLoader"}]
 
 __version__ = "0.1.0"
 

@@ -28,6 +28,9 @@ __all__ = ["Report", "add_arguments", "describe", "measure", "run"]
 _SECONDS: Final = 10.0
 """Long enough for a p99 of batches that take some 10 ms each."""
 
+_TIMEOUT: Final = 60.0
+"""Seconds without progress: as in training."""
+
 _WARMUP: Final = 16
 """Batches not counted: those asked for while connecting, and those that start threads and fill caches."""
 
@@ -160,6 +163,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefetch", type=int, metavar="N", help="batches asked for ahead (default: as in training)")
     parser.add_argument("--order", choices=("plan", "arrival"), default="plan", help="default: %(default)s")
     parser.add_argument("--keys", metavar="DIR", help="folder with our keys, for servers that have keys")
+    parser.add_argument(
+        "--timeout", type=float, default=_TIMEOUT, metavar="S", help="give up after so long (default: %(default)g)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -167,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     seconds = _SECONDS if args.batches is None and args.seconds is None else args.seconds
     options = {"batch_size": args.batch_size, "prefetch": args.prefetch, "order": args.order, "keys": args.keys}
-    with connect(args.urls, args.stream, **options) as feed:
+    with connect(args.urls, args.stream, timeout=args.timeout, **options) as feed:
         report = measure(feed, batches=args.batches, seconds=seconds)
     sys.stdout.write((_as_json(report) if args.json else describe(report)) + "\n")
     return 0

@@ -52,9 +52,11 @@ class Column:
         self._tensors = Tensors(torch.device("cpu"), None) if finishing and finishing.scale else None
         self._stack = stack
 
-    def single(self, value: Any) -> Any:
-        """Return the value of one sample, finished."""
-        return self._pictures([value])[0] if self._is_picture(value) else value
+    def single(self, sample: Made, value: Any) -> Any:
+        """Return the value of one sample, finished: a number as it would come from a batch. Raises SampleError."""
+        if kind_of(value) == "number":
+            return self._row(sample, value).item()
+        return self._finished(value)
 
     def batch(self, samples: Sequence[Made], values: Sequence[Any]) -> Any:
         """Return the values of a batch. Raises SampleError for one that is unlike the first of them."""
@@ -66,7 +68,7 @@ class Column:
         if self._stack and all(map(self._is_picture, values)):
             self._require_alike(samples, values)
             return self._pictures(values)
-        values = [self.single(value) for value in values]
+        values = [self._finished(value) for value in values]
         if kind == "other" or not self._stack:
             return values
         self._require_alike(samples, values)
@@ -84,6 +86,9 @@ class Column:
         if kind == "number":
             return tensor.tolist()
         return list(tensor if kind == "tensor" else tensor.numpy())
+
+    def _finished(self, value: Any) -> Any:
+        return self._pictures([value])[0] if self._is_picture(value) else value
 
     def _is_picture(self, value: Any) -> bool:
         # What is no image, in a field that may have images, is no bytes where bytes are to be finished.

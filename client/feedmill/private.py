@@ -32,7 +32,7 @@ from .feed import Feed, Options, connect
 if TYPE_CHECKING:
     from feedmill_server import Pipeline
 
-__all__ = ["PrivateServer", "local"]
+__all__ = ["PrivateServer", "installed", "local"]
 
 _NEEDED: Final = ("feedmill_server", "cloudpickle", "PIL", "rich", "torchvision")
 
@@ -68,7 +68,7 @@ def local(
     tar files: one or several, with braces and globs. The other ``options`` are those of `feedmill.connect`, and the
     batches those that it gets from ``feedmill serve``.
 
-    ``workers`` are processes, one for each core unless given. ``exact`` runs the pipeline as written. A shard that is
+    ``workers`` are processes, one for each core if None or 0. ``exact`` runs the pipeline as written. A shard that is
     given twice is an error unless ``repeated`` says that it should come twice. ``memory`` is for batches that are built
     and cached: bytes, or a size like ``"8GiB"`` (1 GiB). ``cache`` is a folder for indexes and inflated shards (one
     beside the shards). A worker that takes longer than ``sample_timeout`` seconds (30) for a sample, or more than
@@ -128,8 +128,9 @@ class PrivateServer:
             given = [end.fileno(), os.pidfd_open(self._pid)]
             stack.callback(os.close, given[1])
             for content in (order, *([] if pipeline is None else [pipeline])):
-                file = stack.enter_context(os.fdopen(os.memfd_create("feedmill-order"), "wb", buffering=0))
-                file.write(content)
+                file = stack.enter_context(os.fdopen(os.memfd_create("feedmill-order"), "wb"))
+                file.write(content)  # buffered: a single system call writes 2 GiB at most
+                file.flush()
                 given.append(file.fileno())
             try:
                 self._process = _start(given)
@@ -202,7 +203,7 @@ class PrivateServer:
 
 def _require_server() -> None:
     """Raise UsageError unless what the child imports is installed, and there is an interpreter to start it with."""
-    missing = [name for name in _NEEDED if not _exists(name)]
+    missing = [name for name in _NEEDED if not installed(name)]
     if missing:
         raise UsageError(f"feedmill.local needs {', '.join(missing)}; pip install 'feedmill[server]'")
     if not sys.executable:
@@ -212,7 +213,8 @@ def _require_server() -> None:
         )
 
 
-def _exists(name: str) -> bool:
+def installed(name: str) -> bool:
+    """Tell whether there is such a module, without importing it."""
     try:
         return find_spec(name) is not None
     except ModuleNotFoundError:

@@ -82,8 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the labels, one on a line, from 0")
     parser.add_argument("--count", type=int, metavar="N", help=f"samples at most (default: {_COUNT}; here: two rows)")
     parser.add_argument("--columns", type=int, metavar="N", help=f"in a row (default: {_COLUMNS}; here: what fits)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of a feed's order and augmentation")
-    parser.add_argument("--no-shuffle", action="store_true", help="take the first samples of the first shard")
+    parser.add_argument("--seed", type=int, metavar="N", help="of a feed's order and augmentation (default: 0)")
+    parser.add_argument(
+        "--no-shuffle", action="store_true", default=None, help="take the first samples of the first shard"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.window and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise UsageError("--window: there is no desktop (neither DISPLAY nor WAYLAND_DISPLAY); use -o or --terminal")
     classes = [] if args.classes is None else _read_classes(args.classes)
-    with open_source(args, batch_size=count, seed=args.seed, shuffle=not args.no_shuffle) as source:
+    with open_source(args, batch_size=count) as source:
         shown = exhibit(next(source.batches()), classes, count)
     if args.terminal:
         lines = half_blocks(shown.images, shown.captions, width=width, columns=columns)

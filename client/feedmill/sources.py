@@ -27,6 +27,9 @@ __all__ = ["FeedSource", "Seen", "Source", "TensorcomSource", "add_source_argume
 _TIMEOUT: Final = 10.0
 """Seconds. A tool is asked by somebody who waits: less than a trainer's minute."""
 
+_OF_FEEDS: Final = {"stream": "streams", "keys": "keys", "seed": "seed", "no_shuffle": "order of their own"}
+"""Options that mean nothing to tensorcom's sockets, and what these lack."""
+
 _Batch_co = TypeVar("_Batch_co", covariant=True)
 
 
@@ -173,10 +176,8 @@ def open_source(
     finished: bool = False,
     batch_size: int | None = None,
     prefetch: int | None = 1,
-    seed: int = 0,
-    shuffle: bool = True,
 ) -> Source:
-    """Open what `add_source_arguments` has read.
+    """Open what `add_source_arguments` has read, and ``--seed`` and ``--no-shuffle`` of the tools that have them.
 
     The rest is for feeds: ``prefetch`` batches are asked for ahead, and unless they are to be ``finished``, pictures
     stay uint8. Raises what `feedmill.connect` and `feedmill.Connection` raise, and `UsageError` for URLs of both.
@@ -185,9 +186,10 @@ def open_source(
     if len(kinds) > 1:
         raise UsageError(f"{' '.join(args.urls)}: feedmill's servers and tensorcom's sockets; look at them one by one")
     if kinds == {True}:
-        for option, what in (("stream", "streams"), ("keys", "keys")):
-            if (said := getattr(args, option)) is not None:
-                raise UsageError(f"--{option} {said}: tensorcom's sockets have no {what}; leave it out")
+        for option, what in _OF_FEEDS.items():
+            if (value := getattr(args, option, None)) is not None:
+                said = f"--{option.replace('_', '-')}" + ("" if value is True else f" {value}")
+                raise UsageError(f"{said}: tensorcom's sockets have no {what}; leave it out")
         return TensorcomSource(args.urls, args.timeout)
     import torch  # noqa: PLC0415 # takes seconds, and --help does without
 
@@ -196,8 +198,8 @@ def open_source(
             args.urls,
             args.stream,
             batch_size=batch_size,
-            seed=seed,
-            shuffle=shuffle,
+            seed=getattr(args, "seed", None) or 0,
+            shuffle=not getattr(args, "no_shuffle", None),
             order="arrival",
             on_error="skip",  # a tool that looks should see what there is
             prefetch=prefetch,

@@ -176,6 +176,8 @@ class Connection:
 
     def serve(self, source: Iterable[Sequence[Any]], report: int | None = None) -> int:
         """Send every batch of an iterable; return how many these were. ``report`` goes before the connection's."""
+        if not any(hasattr(source, method) for method in ("__iter__", "__getitem__")):
+            raise UsageError(f"{source!r} is no iterable; give batches to send: lists or tuples of arrays or tensors")
         sent = 0
         for batch in source:
             before = self.rates.samples

@@ -208,11 +208,14 @@ class WebLoader:
     def _batch(self, group: list[Made]) -> Batch:
         values = [made.values for made in group]
         if self._recipe.fields is None:
-            return self._dictionary(group) if self.batch_size else values[0]
+            return self._dictionary(group) if self.batch_size else self._single_dictionary(group[0])
         if self.batch_size is None:
-            return [column.single(value) for column, value in zip(self._columns, values[0], strict=True)]
+            return [column.single(group[0], value) for column, value in zip(self._columns, values[0], strict=True)]
         of_fields = zip(*values, strict=True)
         return [column.batch(group, list(found)) for column, found in zip(self._columns, of_fields, strict=True)]
+
+    def _single_dictionary(self, made: Made) -> dict[str, Any]:
+        return {name: Column(name, stack=self._stack).single(made, value) for name, value in made.values.items()}
 
     def _dictionary(self, group: list[Made]) -> dict[str, Any]:
         first = group[0].values

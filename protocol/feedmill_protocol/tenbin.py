@@ -41,6 +41,8 @@ def encode(arrays: Sequence[Array], infos: Sequence[str] | None = None) -> list[
     ``infos`` are short texts that travel with the arrays: one for each, at most eight ASCII characters. Raises
     UsageError for what tenbin cannot hold.
     """
+    if not arrays:
+        raise UsageError("there are no arrays; tenbin holds one at least")
     if infos is None:
         infos = [""] * len(arrays)
     if len(infos) != len(arrays):
@@ -66,8 +68,8 @@ def decode(frames: Sequence[Frame]) -> tuple[list[Array], list[str]]:
 
     Raises ProtocolError.
     """
-    if len(frames) % 2:
-        raise ProtocolError(f"tenbin: {len(frames)} frames; arrays have two each")
+    if not frames or len(frames) % 2:
+        raise ProtocolError(f"tenbin: {len(frames)} frames; there is one array at least, and each has two")
     arrays, infos = [], []
     for index, (header, data) in enumerate(zip(frames[::2], frames[1::2], strict=True)):
         dtype, shape, info = _header(memoryview(header), f"tenbin: array {index}")

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--http", metavar="PORT", help="show a page and metrics there: 9880, say, or ADDRESS:PORT (default: nowhere)"
     )
-    server.add_argument("--workers", metavar="N", help="worker processes (default: one for each core)")
+    server.add_argument("--workers", metavar="N", help="worker processes (default, and 0: one for each core)")
     server.add_argument("--memory", metavar="SIZE", help="shared memory for batches and their cache (default: 1GiB)")
     server.add_argument(
         "--cache", metavar="DIR", help="folder for indexes and inflated shards (default: .feedmill beside the shards)"

@@ -4,6 +4,8 @@ Keys are the same everywhere: ``--batch-size``, ``FEEDMILL_BATCH_SIZE``, ``batch
 errors.
 """
 
+import difflib
+import logging
 import os
 import re
 import socket
@@ -39,6 +41,11 @@ _INSTEAD: Final = {"preset": "pipeline", "pipeline": "preset", "shards": "dir", 
 
 _LONGEST: Final = 86_400
 """Seconds: a day. Who means "for ever" should say how long that is."""
+
+_ALIKE: Final = 0.8
+"""difflib's ratio. All names begin alike, so that its own 0.6 would find a neighbour for any."""
+
+_log = logging.getLogger(__name__)
 
 _SIZE: Final = re.compile(r"\s*(\d{1,18}(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?\s*", re.IGNORECASE | re.ASCII)
 
@@ -98,6 +105,7 @@ class ServerConfig:
         ``options`` may have ``config``, a TOML file; ``stream`` has ``name`` and what belongs to that stream. Raises
         UsageError.
         """
+        _warn_of_unknown(environ)
         path = options.get("config") or environ.get("FEEDMILL_CONFIG")
         values = _read(Path(path)) if path else {}
         streams: dict[str, dict[str, Any]] = values.pop("streams", {})
@@ -142,6 +150,16 @@ class ServerConfig:
             raise UsageError(f"name={self.name!r}: a name has at most {limits.NAME_BYTES} bytes")
         workers = self.workers or len(os.sched_getaffinity(0))
         return replace(self, workers=workers, name=self.name or socket.gethostname()[: limits.NAME_BYTES // 2])
+
+
+def _warn_of_unknown(environ: Mapping[str, str]) -> None:
+    """Log what looks like one of our variables and is none: no error, since others may set it, as Kubernetes does."""
+    known = {f"FEEDMILL_{key.upper()}" for key in _keys(ServerConfig) | _keys(StreamConfig) | {"config", "stream"}}
+    known.remove("FEEDMILL_STREAMS")  # in a file only
+    for name in sorted(environ):
+        if name.startswith("FEEDMILL_") and name not in known:
+            nearest = difflib.get_close_matches(name, known, 1, _ALIKE)
+            _log.warning("%s in the environment has no meaning%s", name, f"; is it {nearest[0]}?" if nearest else "")
 
 
 def _keys(cls: type[Any]) -> set[str]:

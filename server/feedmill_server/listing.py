@@ -19,6 +19,9 @@ __all__ = ["expand", "names"]
 
 MAGIC: Final = re.compile(r"[*?[]")
 
+_URL: Final = re.compile(r"(file|pipe):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+"""What webdataset takes beside paths: ``https://…``, ``s3://…``, ``pipe:…``."""
+
 
 def expand(patterns: Sequence[str], *, repeated: bool = False) -> list[Path]:
     """Return the files that ``patterns`` stand for, in their order, those of one glob sorted.
@@ -46,6 +49,9 @@ def _found(name: str, pattern: str) -> list[Path]:
     try:
         path.stat()
     except OSError as error:
+        if _URL.match(pattern):
+            reason = "feedmill reads files; copy it to a disk here, or mount it, and give its path"
+            raise ShardError(pattern, reason) from None
         if not MAGIC.search(name):
             raise ShardError(name, f"{error.strerror}; {pattern!r} asks for it, check its path and bounds") from None
     else:

@@ -234,7 +234,8 @@ class Server:
             codec.verify(message, payload, checksum)
             if isinstance(message, Hello):
                 address = _address(frames[0])
-                _log.info("client %s at %s: stream %r", client.hex()[2:], address, message.stream)
+                stream = f"stream {message.stream!r}" if message.stream else "the only stream"
+                _log.info("client %s at %s: %s", client.hex()[2:], address, stream)
                 if self._observer is not None:
                     self._observer.came(client, address)
             self._broker.receive(client, message, payload, time.monotonic())

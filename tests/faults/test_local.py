@@ -16,8 +16,8 @@ from feedmill_server import Pipeline
 from integration.processes import alive, children, descendants, read_line, wait_until
 from integration.trainers import trainer
 
-END_SECONDS = 2.0
-"""Within which everything has gone."""
+END_SECONDS = 15.0
+"""Within which everything has gone: one or two, and several times that on a busy machine."""
 
 SCRIPT = """
 import os, signal, sys, time, warnings
@@ -74,7 +74,7 @@ def training(folder: Path, how: str, shards: list[str]) -> Iterator[tuple[Popen[
             family[:] = descendants(process.pid)
             forks = [pid for pid in children(process.pid) if not _is_server(pid)]
             server[:] = [pid for pid in family if pid not in forks]
-            return len(server) == (2 if how == "starting" else 4)
+            return len(server) >= (2 if how == "starting" else 4)  # while it starts, the next may be there already
 
         try:
             wait_until(complete, 30, "the server has its processes")
@@ -88,7 +88,9 @@ def training(folder: Path, how: str, shards: list[str]) -> Iterator[tuple[Popen[
 
 
 def _is_server(pid: int) -> bool:
-    return b"feedmill_server.private" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        return b"feedmill_server.private" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 @pytest.mark.parametrize(("how", "code"), [("break", 0), ("exception", 1), ("exec", 0)])
@@ -121,7 +123,7 @@ def test_a_trainer_that_is_ended_takes_its_server_along(
     """Also while its server is only starting, and though a fork of it holds all that it held."""
     with training(tmp_path, how, shards) as (process, _):
         process.send_signal(number)
-        assert process.wait(10) == -number
+        assert process.wait(END_SECONDS) == -number
 
 
 def test_ctrl_c_at_a_terminal_reaches_the_trainer_alone(tmp_path: Path, shards: list[str]) -> None:
@@ -131,7 +133,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_trainer_alone(tmp_path: Path, shards: 
         os.kill(server[0], signal.SIGINT)
         assert process.stdout is not None
         for _ in range(5):
-            assert read_line(process.stdout, 10) == "begun\n"
+            assert read_line(process.stdout, 30) == "begun\n"
         process.kill()
 
 

@@ -138,7 +138,7 @@ def test_a_feed_that_nobody_holds_ends_its_server(numbers: Path) -> None:
     (server,) = set(children(os.getpid())) - set(before)
     next(feed.batches())
     del feed
-    wait_until(lambda: server not in children(os.getpid()), 2, "the server has ended")
+    wait_until(lambda: server not in children(os.getpid()), 15, "the server has ended")
 
 
 PACKS = """

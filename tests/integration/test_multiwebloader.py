@@ -22,6 +22,9 @@ from shardmaker import write_tar
 
 N = 47
 
+END_SECONDS = 15.0
+"""Within which everything has gone: one or two, and several times that on a busy machine."""
+
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -81,7 +84,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "converters": ["torch", None, "numpy"],
         "batch_size": 16,
     },
-    "single samples": {"fields": "__key__ png cls", "decode": "rgb8", "transforms": [None, crop, None], "epochs": 2},
+    "single samples": {
+        "fields": "__key__ png cls json",
+        "decode": "rgb8",
+        "transforms": [None, crop, None, lambda found: found["half"] / 3],  # no float32
+        "epochs": 2,
+    },
     "a pipeline": {"fields": "drawn cls", "pipeline": [stage, stage], "batch_size": 20, "shardshuffle": True},
 }
 
@@ -122,10 +130,10 @@ def test_a_loop_that_is_left_leaves_no_process(numbers: str) -> None:
         started = [pid for child in set(children(os.getpid())) - before for pid in (child, *descendants(child))]
         assert len(started) >= 3  # broker, fork server, one of the workers
         break
-    assert not any(map(alive, started))
+    wait_until(lambda: not any(map(alive, started)), END_SECONDS, "nothing of it is left")
     with pytest.raises(TypeError):
         sum(loader)  # lists are no numbers
-    assert set(children(os.getpid())) == before
+    wait_until(lambda: set(children(os.getpid())) <= before, END_SECONDS, "nothing of the next is left")
 
 
 def test_a_worker_that_is_killed_is_replaced(numbers: str) -> None:
@@ -136,8 +144,9 @@ def test_a_worker_that_is_killed_is_replaced(numbers: str) -> None:
             seen += batch[0].tolist()
             if number % 10 == 5:
                 [server] = children(os.getpid())[-1:]
-                with suppress(ProcessLookupError):  # the one before may just be going
-                    os.kill(descendants(server)[-1], signal.SIGKILL)
+                for pid in descendants(server)[-1:]:
+                    with suppress(ProcessLookupError):  # the one before may just be going
+                        os.kill(pid, signal.SIGKILL)
         assert seen == [*range(30)] * 3
 
 
@@ -184,8 +193,8 @@ def test_a_trainer_that_is_ended_leaves_no_process(numbers: str, tmp_path: Path,
         assert len(started) >= 3
         trainer.send_signal(how)
         trainer.stdout.close()
-        trainer.wait(10)
-    wait_until(lambda: not any(map(alive, started)), 3, "nothing of it is left")
+        trainer.wait(END_SECONDS)
+    wait_until(lambda: not any(map(alive, started)), END_SECONDS, "nothing of it is left")
 
 
 # What cannot be.
@@ -241,4 +250,4 @@ def test_a_sample_that_cannot_be_made_ends_the_iteration_and_the_server(shard: s
         SampleError, match=r"^shard pictures\.tar, sample 020: ZeroDivisionError: .*test_multiwebloader"
     ):
         list(loader)
-    assert children(os.getpid()) == before
+    wait_until(lambda: set(children(os.getpid())) <= set(before), END_SECONDS, "the server has ended")

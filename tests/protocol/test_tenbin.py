@@ -30,7 +30,7 @@ def same(a: Array, b: Array) -> bool:
 
 
 @unhurried
-@given(st.lists(ARRAYS, max_size=5))
+@given(st.lists(ARRAYS, min_size=1, max_size=5))
 def test_arrays_come_back_from_frames_and_from_files(arrays: list[Array]) -> None:
     """Every dtype, every rank, empty ones too; what comes back can be written to."""
     for found, infos in (decode(encode(arrays)), loads(dumps(arrays)), loads(bytearray(dumps(arrays)))):
@@ -107,6 +107,7 @@ def test_frames_that_are_no_arrays_are_refused(frames: list[bytes], says: str) -
 @pytest.mark.parametrize(
     ("data", "says"),
     [
+        (b"", "0 frames; there is one array at least"),
         (b"~TenBin~", "at byte 0: 8 bytes are left over"),
         (b"~TenBeer" + bytes(72), "at byte 0: expected b'~TenBin~'"),
         (struct.pack("<8sq", MAGIC, -1) + bytes(64), "a chunk of -1 bytes"),

@@ -89,6 +89,20 @@ def test_a_stream_is_merged_from_all_sources_too(tmp_path: Path) -> None:
     assert (renamed.streams["train"].batch_size, renamed.streams["val"].batch_size) == (1, 8)
 
 
+def test_a_variable_that_means_nothing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """With the one that may be meant; Kubernetes sets others, so it is no error."""
+    merge(
+        {},
+        STREAM,
+        {"FEEDMILL_WORKER": "3", "FEEDMILL_STREAMS": "a", "FEEDMILL_PORT_7880_TCP": "x", "FEEDMILL_NAME": "n"},
+    )
+    assert [record.getMessage() for record in caplog.records] == [
+        "FEEDMILL_PORT_7880_TCP in the environment has no meaning",
+        "FEEDMILL_STREAMS in the environment has no meaning; is it FEEDMILL_STREAM?",
+        "FEEDMILL_WORKER in the environment has no meaning; is it FEEDMILL_WORKERS?",
+    ]
+
+
 def test_the_environment_alone_can_say_everything(tmp_path: Path) -> None:
     """As in a container; it may name the file, too."""
     environ = {"FEEDMILL_SHARDS": "a.tar", "FEEDMILL_PIPELINE": "p.py:P", "FEEDMILL_STREAM": "val"}

@@ -35,6 +35,11 @@ def test_a_file_that_looks_like_a_glob_is_found() -> None:
 @pytest.mark.parametrize(
     ("pattern", "says"),
     [
+        (
+            "s3://b/a-{0..2}.tar",
+            r"^shard s3://b/a-\{0..2\}.tar: feedmill reads files; copy it to a disk here, or mount it",
+        ),
+        ("pipe:cat a-*.tar", r"^shard pipe:cat a-\*.tar: feedmill reads files"),
         ("a-{0..2}.tar", r"^shard a-2.tar: No such file or directory; 'a-\{0..2\}.tar' asks for it"),
         ("c-*.tar", r"^shard c-\*.tar: no file matches 'c-\*.tar'"),
         ("b-0.tar/x", "Not a directory"),

@@ -94,17 +94,18 @@ def _table(sights: Mapping[str, Sight], summary: Total, width: int) -> Table:
         table.add_column(no_wrap=True)
     titles = [Text(column.title, "dim") for column in columns]
     table.add_row(*titles, *[Text("workers' time", "dim")] * has_bar)
-    for row, stages in enumerate([summary.stages, *(status and status.stages for status in statuses)]):
+    working: list[Status | Total | None] = [summary, *statuses]
+    for row, status in enumerate(working):
         cells = [Text(column.cells[row], _style(column, row)) for column in columns]
-        drawn = _bar(stages, min(bar, _BAR[1])) if stages and has_bar else Text("")
+        drawn = _bar(status.stages, min(bar, _BAR[1])) if status and status.workers and has_bar else Text("")
         table.add_row(*cells, *[drawn] * has_bar)
     return table
 
 
 def _style(column: _Column, row: int) -> str:
-    if column.title == "state":
-        return _STATES.get(column.cells[row], "yellow")
-    return "" if row else "bold"
+    if row == 0:
+        return "bold"
+    return _STATES.get(column.cells[row], "yellow") if column.title == "state" else ""
 
 
 def _columns(sights: Mapping[str, Sight], summary: Total) -> list[_Column]:
@@ -155,6 +156,8 @@ def _bar(stages: Mapping[str, Stage], width: int) -> Text:
 
 
 def _legend(summary: Total) -> list[Text]:
+    if not summary.workers:
+        return []
     line = Text()
     for name, share in _parts(summary.stages).items():
         character, style = _LOOKS[name]

@@ -56,16 +56,19 @@ def parse_urls(patterns: Sequence[str]) -> tuple[Url, ...]:
 
 
 def _url(text: str) -> Url:
-    scheme, found, rest = text.rpartition("://")
     try:
-        parts = urlsplit(f"//{rest}")
+        parts = urlsplit(text if "://" in text else f"http://{text}")
         host, port = parts.hostname or "", parts.port or 0
-    except ValueError:  # no port, no number, or brackets that do not match
-        host, port = "", 0
-    extra = rest.partition("/")[2]
-    if not host or not port or (found and scheme != "http") or extra or "@" in rest or "?" in rest or "#" in rest:
+    except ValueError:  # a port that is none, or brackets that do not match
+        parts, host, port = urlsplit(""), "", 0
+    if parts.scheme != "http" or not host or not port or parts.username or parts.path.strip("/") or parts.query:
         raise UsageError(f"{text!r}: expected http://HOST:PORT, as 'feedmill serve --http' says it")
     return Url(f"http://{f'[{host}]' if ':' in host else host}:{port}", host, port)
+
+
+def _one_family(endpoints: frozenset[str]) -> frozenset[str]:
+    """Leave out IPv6 where there is IPv4: a server that has both, as localhost has, is one server."""
+    return frozenset(endpoint for endpoint in endpoints if "[" not in endpoint) or endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class Lookout:
         def look_up() -> None:
             while not ended.is_set():
                 # A name that resolves to nothing any more keeps what it had.
-                self._resolved |= {url: endpoints for url in names if (endpoints := url.resolve())}
+                self._resolved |= {url: _one_family(endpoints) for url in names if (endpoints := url.resolve())}
                 found.set()
                 ended.wait(_LOOK_UP_EVERY)
 

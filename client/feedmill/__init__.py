@@ -28,6 +28,7 @@ from .verdict import Verdict
 if TYPE_CHECKING:
     from .converters import tonumpy, totorch
     from .dataset import FeedDataset
+    from .metrics import FeedCollector
     from .multiwebloader import MultiWebLoader
     from .tensorcom import Connection, publish
     from .webloader import WebLoader
@@ -37,6 +38,7 @@ __all__ = [
     "Connection",
     "DataError",
     "Feed",
+    "FeedCollector",
     "FeedDataset",
     "FeedmillError",
     "MultiWebLoader",
@@ -63,6 +65,7 @@ __version__ = "0.1.0"
 
 _LATER: Final = {
     "Connection": "tensorcom",
+    "FeedCollector": "metrics",
     "FeedDataset": "dataset",  # a subclass of torch's, and torch takes seconds to import
     "MultiWebLoader": "multiwebloader",
     "WebLoader": "webloader",

@@ -36,7 +36,7 @@ class Verdict:
             servers = "1 more server" if self.more == 1 else f"{self.more:,} more servers"
             return f"decode-bound: {servers} would feed this trainer"
         return {
-            "unknown": "unknown: too few batches have come",
+            "unknown": "unknown: ask again when more batches have come",
             "fed": "fed: the trainer hardly waits",
             "network-bound": "network-bound: the trainer waits, and the servers wait for requests; prefetch more, or "
             "see to the network",

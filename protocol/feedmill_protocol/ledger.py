@@ -63,6 +63,9 @@ HEDGES: Final = 0.05
 ANSWERS: Final = 20
 """What a server says of its work is remembered for so many pings: 10 s."""
 
+ANSWERS_LEAST: Final = 4
+"""So many answers say something of it. The first comes before anything was asked for: it is one of these at most."""
+
 
 class State(Enum):
     """What is known of a server."""
@@ -296,9 +299,11 @@ class Ledger:
         return min(self._beat_at, self._retry_at, deadline)
 
     def working(self) -> float | None:
-        """Return which share of the servers' workers had work at the last pings; None if no server has answered."""
+        """Return which share of the servers' workers had work at the last pings; None before there were some."""
         works = [known.works for known in self._servers.values() if known.works and known.state in _GOOD]
-        return sum(map(sum, works)) / sum(map(len, works)) if works else None
+        if all(len(shares) < ANSWERS_LEAST for shares in works):
+            return None
+        return sum(map(sum, works)) / sum(map(len, works))
 
     def describe(self) -> dict[str, str]:
         """Return what is known of each server, in words."""

@@ -56,8 +56,8 @@ class Cable:
         return ("ip", "netns", "exec", self._ends["far"])
 
     def limit(self, rate: str) -> None:
-        """Let no more come from the far end: ``rate`` in words of tc's. A bucket of 16 KiB, half a second of queue."""
-        bucket = ("tbf", "rate", rate, "burst", "16kb", "latency", "500ms")
+        """Let no more come from the far end: ``rate`` in words of tc's. A bucket of 64 KiB, half a second of queue."""
+        bucket = ("tbf", "rate", rate, "burst", "64kb", "latency", "500ms")
         _skip_unless(_run("tc", "-n", self._ends["far"], "qdisc", "replace", "dev", "cable", "root", *bucket))
 
     def near(self, act: Callable[[], _T]) -> _T:

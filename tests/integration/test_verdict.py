@@ -19,12 +19,12 @@ from integration.epochs import TIMEOUT
 from integration.namespaces import FAR, Cable
 from shardmaker import write_tar
 
-SAMPLE = 0.01
-"""Seconds that a sample takes a server."""
+SAMPLE = 0.04
+"""Seconds that a sample takes a server. Few, long sleeps: what is between them takes processor time."""
 
-BATCH = 8 * SAMPLE
+BATCH = 2 * SAMPLE
 
-BYTES = 8 * 4096 * 8
+BYTES = 2 * 16384 * 8
 """Of a batch: rows of int64."""
 
 PIPELINE = f"""
@@ -33,21 +33,27 @@ from feedmill_server import Pipeline
 
 def slow(value):
     time.sleep({SAMPLE})
-    return torch.full((4096,), value)
+    return torch.full((16384,), value)
 
-slowly = Pipeline("cls", transforms=[slow], batch_size=8)
+slowly = Pipeline("cls", transforms=[slow], batch_size=2)
 """
 
 FED = 0.12
 """The share of its time that a trainer waits, which parts those that are fed from others here: by arithmetic they wait
 for 0, and 0.2 at least."""
 
+WARM_UP = 8
+"""Batches."""
+
+TRIES = 3
+"""On a machine that others use, a rate of one moment may not be that of the next."""
+
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ...]:
     """Return what makes a server one that sleeps, with one worker."""
     folder = tmp_path_factory.mktemp("verdict")
-    shard = write_tar(folder / "n.tar", [(f"{n:03d}", {"cls": b"%d" % n}) for n in range(800)])
+    shard = write_tar(folder / "n.tar", [(f"{n:03d}", {"cls": b"%d" % n}) for n in range(400)])
     (folder / "slow.py").write_text(PIPELINE)
     return shard, "--pipeline", folder / "slow.py:slowly", "--workers", "1", "--memory", "4MB"
 
@@ -69,15 +75,21 @@ def urls(options: tuple[str | Path, ...], tmp_path_factory: pytest.TempPathFacto
 
 
 def train(urls: str | list[str], pace: float, batches: int = 32) -> tuple[feedmill.Verdict, float]:
-    """Train at a pace, in seconds a batch; return the verdict, and the share of the time that was spent waiting."""
+    """Train at a pace, in seconds a batch; return the verdict, and the share of the time that was spent waiting.
+
+    The first batches do not count: they are waited for while nothing is there yet.
+    """
     with feedmill.connect(urls, timeout=TIMEOUT) as feed:
+        begun = feed.stats()
         for number, _ in enumerate(feed):
-            if number == batches:
+            if number == WARM_UP:
+                begun = feed.stats()
+            elif number == batches:
                 break
             time.sleep(pace)
         stats = feed.stats()
     assert stats.in_flight + batches >= stats.batches == sum(stats.by_server.values())
-    return stats.verdict, stats.waited / stats.elapsed
+    return stats.verdict, (stats.waited - begun.waited) / (stats.elapsed - begun.elapsed)
 
 
 def test_a_slow_server_is_told_from_a_slow_trainer_and_from_a_balance(urls: list[str]) -> None:
@@ -90,13 +102,24 @@ def test_a_slow_server_is_told_from_a_slow_trainer_and_from_a_balance(urls: list
 @pytest.mark.parametrize("servers", [1.5, 2.5, 3.5])
 def test_so_many_more_servers_as_it_says_feed_the_trainer(urls: list[str], servers: float) -> None:
     """Up to one: with one more than that it is fed, with two fewer it is not. The trainer takes what so many make."""
-    pace = BATCH / servers
+    tries: list[str] = []
+    while not _is_right(urls, BATCH / servers, tries):
+        assert len(tries) < TRIES, tries
+
+
+def _is_right(urls: list[str], pace: float, tries: list[str]) -> bool:
+    """Follow a verdict on one server, and tell whether it was right."""
     verdict, waited = train(urls[:1], pace)
     assert verdict.limit == "decode-bound"
-    assert train(urls[: 1 + verdict.more + 1], pace, batches=48)[1] < FED
-    if verdict.more >= 2:
-        fewer = 1 + verdict.more - 2
-        assert (waited if fewer == 1 else train(urls[:fewer], pace)[1]) > FED
+    more = train(urls[: 1 + verdict.more + 1], pace)[1]
+    if verdict.more < 2:
+        fewer = 1.0  # than one server is none
+    elif verdict.more == 2:
+        fewer = waited
+    else:
+        fewer = train(urls[: 1 + verdict.more - 2], pace)[1]
+    tries.append(f"{verdict}; with one more than that it waits {more:.0%} of its time, with two fewer {fewer:.0%}")
+    return more < FED < fewer
 
 
 def test_a_slow_way_is_told_from_a_slow_server(urls: list[str]) -> None:

@@ -15,7 +15,7 @@ PACKAGES = ("protocol/feedmill_protocol", "client/feedmill", "server/feedmill_se
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 NAMES = [f"{path.relative_to(ROOT)}" for path in FILES]
 
-FOREIGN = ("PIL", "torchvision", "rich", "feedmill_server")
+FOREIGN = ("PIL", "torchvision", "rich", "prometheus_client", "feedmill_server")
 
 WITHOUT_SERVER = f"""
 import sys
@@ -36,10 +36,11 @@ except feedmill.UsageError as error:
     print(error)
 from feedmill import *
 assert connect is feedmill.connect and publish is feedmill.publish
-try:
-    feedmill.WebLoader
-except feedmill.UsageError as error:
-    print(error)
+for name in ("WebLoader", "FeedCollector"):
+    try:
+        getattr(feedmill, name)
+    except feedmill.UsageError as error:
+        print(error)
 """
 
 
@@ -50,6 +51,7 @@ def test_the_public_names_are_these() -> None:
         "Connection",
         "DataError",
         "Feed",
+        "FeedCollector",
         "FeedDataset",
         "FeedmillError",
         "MultiWebLoader",
@@ -73,12 +75,13 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_the_client_needs_nothing_of_the_server() -> None:
-    """It imports and complains without Pillow, torchvision, rich and the server package."""
+    """It imports and complains without Pillow, torchvision, rich, prometheus_client and the server."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_SERVER], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    feed, loader = done.stdout.splitlines()
+    feed, loader, collector = done.stdout.splitlines()
     assert feed.startswith("'nowhere': expected tcp://HOST:PORT")
     assert loader == "feedmill.WebLoader needs feedmill_server; pip install 'feedmill[server]'"
+    assert collector == "feedmill.FeedCollector needs prometheus_client; pip install 'feedmill[server]'"
 
 
 @pytest.mark.parametrize("modules", ["feedmill, feedmill.cli", "feedmill_server.cli, feedmill_server.server"])

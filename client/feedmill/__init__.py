@@ -29,6 +29,7 @@ from .verdict import Verdict
 if TYPE_CHECKING:
     from .converters import tonumpy, totorch
     from .dataset import FeedDataset
+    from .metrics import FeedCollector
     from .multiwebloader import MultiWebLoader
     from .tensorcom import Connection, publish
     from .webloader import WebLoader
@@ -38,6 +39,7 @@ __all__ = [
     "Connection",
     "DataError",
     "Feed",
+    "FeedCollector",
     "FeedDataset",
     "FeedmillError",
     "MultiWebLoader",
@@ -59,16 +61,20 @@ __all__ = [
     "totorch",
 ]
 
-if not (
-    _installed("feedmill_server") and _installed("torchvision")
-):  # without the server extra, `from feedmill import *` takes what there is
-    __all__[:] = [name for name in __all__ if name not in {"MultiWebLoader", "WebLoader"}]
+_NEEDED: Final = {
+    "FeedCollector": ("prometheus_client",),
+    "MultiWebLoader": ("feedmill_server", "torchvision"),
+    "WebLoader": ("feedmill_server", "torchvision"),
+}
+# Without the server extra, `from feedmill import *` takes what there is.
+__all__[:] = [name for name in __all__ if all(map(_installed, _NEEDED.get(name, ())))]
 
 __version__ = "0.1.0"
 
 
 _LATER: Final = {
     "Connection": "tensorcom",
+    "FeedCollector": "metrics",
     "FeedDataset": "dataset",  # a subclass of torch's, and torch takes seconds to import
     "MultiWebLoader": "multiwebloader",
     "WebLoader": "webloader",

@@ -17,7 +17,7 @@ __all__ = ["Url", "parse"]
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """One URL. ``host`` is empty for ``ipc://``."""
+    """One URL, ``SCHEME://HOST:PORT``. ``host`` is empty for ``ipc://``."""
 
     text: str
     host: str = ""
@@ -39,8 +39,9 @@ class Url:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):  # no such name, no name server as of now, or nothing that could be a name
             return frozenset()
+        scheme = self.text.partition("://")[0]
         addresses = {str(address[0]) for *_, address in found}
-        return frozenset(f"tcp://[{a}]:{self.port}" if ":" in a else f"tcp://{a}:{self.port}" for a in addresses)
+        return frozenset(f"{scheme}://{f'[{a}]' if ':' in a else a}:{self.port}" for a in addresses)
 
 
 def parse(urls: str | Sequence[str]) -> tuple[Url, ...]:

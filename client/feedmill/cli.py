@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "bake": ("feedmill.bake", "augment offline: write epochs of a pipeline as new shards"),
     "bench": ("feedmill.bench", "iterate over a server's batches and say how fast they come"),
     "monitor": ("feedmill.monitor", "watch how fast batches come, and from which servers"),
+    "top": ("feedmill.top", "watch what servers do, several at a time"),
     "show": ("feedmill.show", "draw a batch as a contact sheet"),
     "stat": ("feedmill.stat", "describe the numbers in a stream, field by field"),
     "shards": ("feedmill_server.shards_cli", "look into shards: info, cat, extract"),

@@ -198,7 +198,7 @@ class Connection:
             return dict(self._counters)
 
     def working(self) -> float | None:
-        """Return how often servers lately had work, as `Ledger.working` does."""
+        """Return which share of the servers' workers lately had work, as `Ledger.working` does."""
         with self._lock:
             return self._working
 

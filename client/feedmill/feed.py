@@ -218,6 +218,11 @@ class Feed:
         self.close()
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
     def samples(self) -> int:
         """Samples of an epoch, over all ranks."""
         return self.plan.samples

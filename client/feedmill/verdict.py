@@ -1,7 +1,7 @@
 """The verdict: whether the trainer is fed, and if not, what would feed it.
 
 It compares three things that were measured: how long the trainer waited for batches, how long it took between them, and
-how often the servers had work when they were asked. Nothing here reads a clock.
+which share of the servers' workers had work. Nothing here reads a clock.
 """
 
 import math
@@ -17,11 +17,11 @@ _WAITS: Final = 0.05
 """A trainer that waits for a smaller share of its time is fed."""
 
 _WORKS: Final = 0.7
-"""Servers that have work so often are what is waited for. In between lie those that have to wait for requests, which
-come when a batch has arrived: then the way is what takes long."""
+"""Servers of which such a share has work are what is waited for. Others wait for requests, which come when a batch has
+arrived: then the way is what takes long, or too few batches are asked for."""
 
 _IDLES: Final = 0.5
-"""Servers that have work less often than this would feed twice such a trainer."""
+"""Servers of which less than this has work would feed twice such a trainer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Verdict:
             servers = "1 more server" if self.more == 1 else f"{self.more:,} more servers"
             return f"decode-bound: {servers} would feed this trainer"
         return {
-            "unknown": "unknown: too few batches have come",
+            "unknown": "unknown: ask again when more batches have come",
             "fed": "fed: the trainer hardly waits",
             "network-bound": "network-bound: the trainer waits, and the servers wait for requests; prefetch more, or "
             "see to the network",
@@ -47,7 +47,7 @@ class Verdict:
 def judge(batches: int, elapsed: float, waited: float, *, working: float | None, servers: int) -> Verdict:
     """Return the verdict on the last ``batches``, which took ``elapsed`` seconds, of which the trainer ``waited`` some.
 
-    ``working`` is how often the ``servers`` had work when they said how they were, from 0 to 1; None if none has said.
+    ``working`` is the share of the workers of all ``servers`` that had work, from 0 to 1; None if nobody knows.
     """
     if batches < _LEAST or working is None or elapsed <= 0:
         return Verdict("unknown")

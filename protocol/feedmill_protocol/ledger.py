@@ -63,6 +63,9 @@ HEDGES: Final = 0.05
 ANSWERS: Final = 20
 """What a server says of its work is remembered for so many pings: 10 s."""
 
+ANSWERS_LEAST: Final = 4
+"""So many answers say something of it. The first comes before anything was asked for: it is one of these at most."""
+
 
 class State(Enum):
     """What is known of a server."""
@@ -98,7 +101,7 @@ class _Server:
     draining: bool = False
     damages: int = 0  # since an intact batch came from it
     turn: int = 0  # when it was last asked, counted in requests
-    works: deque[bool] = field(default_factory=lambda: deque(maxlen=ANSWERS))  # whether it had work when it was asked
+    works: deque[float] = field(default_factory=lambda: deque(maxlen=ANSWERS))  # share of its workers that had work
 
 
 @dataclass(slots=True)
@@ -296,9 +299,11 @@ class Ledger:
         return min(self._beat_at, self._retry_at, deadline)
 
     def working(self) -> float | None:
-        """Return how often servers lately had work when they were pinged, from 0 to 1; None if none has answered."""
+        """Return which share of the servers' workers had work at the last pings; None before there were some."""
         works = [known.works for known in self._servers.values() if known.works and known.state in _GOOD]
-        return sum(map(sum, works)) / sum(map(len, works)) if works else None
+        if all(len(shares) < ANSWERS_LEAST for shares in works):
+            return None
+        return sum(map(sum, works)) / sum(map(len, works))
 
     def describe(self) -> dict[str, str]:
         """Return what is known of each server, in words."""
@@ -414,7 +419,8 @@ class Ledger:
                 self._progress_at = now
             known.idle_since, known.stuck = inf, False
         known.progress = pong.progress
-        known.works.append(pong.queue > 0)
+        workers = known.welcome.workers if known.welcome else 1
+        known.works.append(max(0.0, 1 - pong.idle / workers) if pong.queue else 0.0)
 
     def _failed(self, server: str, known: _Server, fail: Fail) -> None:
         key = (fail.epoch, fail.batch)

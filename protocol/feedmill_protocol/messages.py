@@ -238,13 +238,17 @@ class Fail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pong:
-    """Server: I am here. `progress` counts the parts of batches that I ever finished; `queue` those still to do."""
+    """Server: I am here. `progress` counts the parts of batches that I ever finished; `queue` those still to do.
+
+    Of my workers, so many are `idle`.
+    """
 
     type: ClassVar = "PONG"
     payload_bytes: ClassVar = 0
 
     progress: Natural
     queue: Natural
+    idle: Natural = 0
 
 
 @dataclass(frozen=True, slots=True)

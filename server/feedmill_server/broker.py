@@ -98,7 +98,7 @@ class Broker(Generic[M]):
             case Cancel():
                 self._cancel(client, known, (message.epoch, message.batch))
             case Ping():
-                self._reply(client, Pong(progress=self.tally.parts, queue=self.queued + self._in_hand))
+                self._reply(client, self._pong())
             case _:
                 raise ProtocolError(f"{message.type} is no message from a client")
 
@@ -155,6 +155,11 @@ class Broker(Generic[M]):
     def demand(self) -> list[tuple[bytes, int, int]]:
         """Return, for each client, how many of its requests are unanswered, and how many bytes are on their way."""
         return [(client, len(known.open), known.unsent) for client, known in self._clients.items()]
+
+    def _pong(self) -> Pong:
+        in_hand = [len(works) for works in self._assigned.values() if works]
+        idle = max(0, self._workers - len(in_hand))
+        return Pong(progress=self.tally.parts, queue=self.queued + sum(in_hand), idle=idle)
 
     def _welcome(self, client: bytes, hello: Hello) -> None:
         names = ", ".join(self._streams)
@@ -257,10 +262,6 @@ class Broker(Generic[M]):
                     return work
             if not self._begin():
                 return None
-
-    @property
-    def _in_hand(self) -> int:
-        return sum(map(len, self._assigned.values()))
 
     def assigned(self, worker: int) -> int:
         """How many parts a worker has in hand."""

@@ -37,6 +37,7 @@ def status(seen: Snapshot, server: str) -> dict[str, Any]:
         "uptime": round(last.at - seen.begun),
         "samples_per_second": round((last.samples - lately.samples) / elapsed, 1),
         "batches_per_second": round(batches / elapsed, 2),
+        "made_per_second": round(made / elapsed, 1),
         "bytes_per_second": round((last.payload - lately.payload) / elapsed),
         "history": [  # seconds ago, samples a second
             [round(last.at - b.at, 1), round((b.samples - a.samples) / (b.at - a.at), 1)]
@@ -51,6 +52,7 @@ def status(seen: Snapshot, server: str) -> dict[str, Any]:
         "restarts": seen.restarts,
         "workers": [worker._asdict() for worker in seen.workers[:_SHOWN]],
         "workers_in_all": len(seen.workers),
+        "workers_busy": sum(worker.is_busy for worker in seen.workers),
         "clients": [client._asdict() for client in seen.clients[:_SHOWN]],
         "clients_in_all": len(seen.clients),
         "queued": seen.queued,

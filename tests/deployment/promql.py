@@ -1,8 +1,11 @@
 """What PromQL asks for, by a parser of PromQL."""
 
+from typing import get_args, get_type_hints
+
 import promql_parser
 from promql_parser import Expr, VectorSelector
 
+from feedmill import FeedCollector, Verdict
 from feedmill_server.metrics import Metrics
 from server.snapshots import BUSY
 
@@ -15,6 +18,13 @@ _SERIES = [
     (sample.name, sample.labels) for family in Metrics("node", lambda: BUSY).collect() for sample in family.samples
 ] + [("up", {}), *((f"process_{name}", {}) for name in ("cpu_seconds_total", "open_fds", "max_fds"))]
 """What a server exports, with the labels that it gives; and what Prometheus adds."""
+
+_SERIES += [
+    (f"{family.name}_total" if family.type == "counter" else family.name, {"limit": limit})
+    for family in FeedCollector().describe()
+    for limit in get_args(get_type_hints(Verdict)["limit"])
+]
+"""And what trainers do."""
 
 _FROM_PROMETHEUS = {"instance", "job", "namespace", "pod"}
 """Labels of targets, which Prometheus gives to all series."""
@@ -45,5 +55,5 @@ def _checked(selector: VectorSelector, query: str) -> str:
     exported = [labels for name, labels in _SERIES if name == selector.name]
     asked = {m.name: m.value for m in selector.matchers.matchers if m.name not in _FROM_PROMETHEUS}
     if not exported or not all(any(labels.get(k) == v for labels in exported) for k, v in asked.items()):
-        raise AssertionError(f"no server exports what {query} asks for: {selector.prettify()}")
+        raise AssertionError(f"nobody exports what {query} asks for: {selector.prettify()}")
     return str(selector.name)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -61,13 +61,20 @@ def command(*args: str | Path) -> list[str]:
     return [sys.executable, "-m", "feedmill", *map(str, args)]
 
 
-def start(folder: Path, *args: str | Path, env: Mapping[str, str] | None = None) -> Served:
-    """Start ``feedmill serve`` on a port of its own unless ``args`` say where, and wait until it is ready."""
+def start(folder: Path, *args: str | Path, env: Mapping[str, str] | None = None, within: Sequence[str] = ()) -> Served:
+    """Start ``feedmill serve`` on a port of its own unless ``args`` say where, and wait until it is ready.
+
+    ``within`` is a command that runs another, in its own process.
+    """
     given = (*args,) if "--bind" in args or (env and "FEEDMILL_BIND" in env) else (*args, "--bind", "tcp://127.0.0.1:*")
     stderr = folder / f"server-{time.monotonic_ns()}.log"
     with stderr.open("w") as log:
         process = subprocess.Popen(
-            command("serve", *given), stdout=subprocess.PIPE, stderr=log, text=True, env=environment(folder, env)
+            [*within, *command("serve", *given)],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment(folder, env),
         )
     assert process.stdout is not None
     try:

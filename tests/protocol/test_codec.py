@@ -125,7 +125,7 @@ KINDS: dict[str, st.SearchStrategy[Message]] = {
     "WELCOME": WELCOMES,
     "BATCH": BATCHES,
     "FAIL": FAILS,
-    "PONG": st.builds(Pong, progress=NATURALS, queue=NATURALS),
+    "PONG": st.builds(Pong, progress=NATURALS, queue=NATURALS, idle=NATURALS),
     "DRAIN": st.just(Drain()),
     "REJECT": REJECTS,
 }

@@ -19,6 +19,7 @@ from feedmill_protocol.errors import (
 )
 from feedmill_protocol.ledger import (
     ANSWERS,
+    ANSWERS_LEAST,
     ATTEMPTS,
     BACKOFF,
     DAMAGES,
@@ -884,11 +885,11 @@ def test_progress_counters_that_move_hold_the_deadline_off() -> None:
         ledger.tick(now + TIMEOUT)
 
 
-def test_how_often_servers_have_work_is_remembered_of_the_last_answers() -> None:
-    """Of those that are there; nobody knows before one has answered."""
+def test_how_many_workers_have_work_is_remembered_of_the_last_answers() -> None:
+    """Of those servers that are there; nobody knows before one has answered a few times."""
     ledger = ready("a", "b")
-    assert ledger.working() is None
     for queue in (9, 0, 0, 0):
+        assert ledger.working() is None
         ledger.received("a", Pong(progress=0, queue=queue), 0.0)
     assert ledger.working() == 0.25
     for _ in range(ANSWERS):
@@ -897,7 +898,16 @@ def test_how_often_servers_have_work_is_remembered_of_the_last_answers() -> None
     ledger.received("b", Pong(progress=0, queue=0), 0.0)
     assert ledger.working() == ANSWERS / (ANSWERS + 1)
     ledger.disconnected("a")
-    assert ledger.working() == 0.0
+    assert ledger.working() is None
+
+
+@pytest.mark.parametrize(("queue", "idle", "share"), [(9, 0, 1.0), (9, 3, 0.25), (9, 4, 0.0), (9, 5, 0.0), (0, 0, 0.0)])
+def test_workers_without_work_do_not_count(queue: int, idle: int, share: float) -> None:
+    """A server that does not tell who is idle has as many busy as it has, if it has work; one that lies has none."""
+    ledger = ready("a", a=4)
+    for _ in range(ANSWERS_LEAST):
+        ledger.received("a", Pong(progress=0, queue=queue, idle=idle), 0.0)
+    assert ledger.working() == share
 
 
 def test_the_progress_of_a_server_that_was_asked_nothing_does_not_count() -> None:

@@ -242,13 +242,19 @@ def test_a_stream_must_be_named_if_there_are_several() -> None:
 
 
 def test_a_ping_tells_progress_and_queue(scene: Scene) -> None:
-    """Progress counts finished parts, the queue those that wait, begun or not."""
+    """Progress counts finished parts, the queue those that wait, begun or not; who has none of them is idle."""
     scene.get(ANN, 0, samples=40)
     scene.get(ANN, 1, samples=17)
     scene.say(ANN, Ping())
     scene.done(scene.part())
     scene.say(ANN, Ping())
-    assert scene.sent() == [(ANN, Pong(progress=0, queue=5)), (ANN, Pong(progress=1, queue=4))]
+    scene.part()
+    scene.say(ANN, Ping())
+    assert scene.sent() == [
+        (ANN, Pong(progress=0, queue=5, idle=3)),
+        (ANN, Pong(progress=1, queue=4, idle=3)),
+        (ANN, Pong(progress=1, queue=4, idle=2)),
+    ]
 
 
 def test_what_only_servers_say_is_a_protocol_error(scene: Scene) -> None:

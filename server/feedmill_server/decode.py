@@ -126,7 +126,7 @@ def _array(data: bytes) -> Any:
 
 
 def _arrays(data: bytes) -> Any:
-    """Return the array of a ``.ten`` member, or the tuple of its arrays if it has several or none."""
+    """Return the array of a ``.ten`` member, or the tuple of its arrays if it has several."""
     arrays, _ = tenbin.loads(data)
     return arrays[0] if len(arrays) == 1 else tuple(arrays)
 

@@ -174,7 +174,8 @@ def test_a_ten_member_is_its_array_or_the_tuple_of_its_arrays() -> None:
     first, second = decoder("PIL")("ten", tenbin.dumps([one, two]))
     assert np.array_equal(first, one)
     assert np.array_equal(second, two)
-    assert decoder("PIL")("ten", b"") == ()
+    with pytest.raises(ProtocolError, match="tenbin: 0 frames; there is one array at least"):
+        decoder("PIL")("ten", b"")
     with pytest.raises(ProtocolError, match="tenbin: at byte 0"):
         decoder("PIL")("ten", b"no")
 

@@ -39,7 +39,7 @@ _COUNTS: Final = struct.Struct("=128x Q 16x I")  # tcp_info of <linux/tcp.h>: tc
 _SEGMENT_BYTES: Final = 512
 """What a segment of many has at least, where nobody makes them small on purpose: IP's smallest packets have 536."""
 
-_FEW_SEGMENTS: Final = 1024
+_FEW_SEGMENTS: Final = 64
 
 
 def may_hold(nbytes: int) -> int:
@@ -60,11 +60,15 @@ class Inflow:
 
     No connection may hold more than ``each`` bytes of memory in messages that are not whole, and all together no more
     than ``total``; the one that holds most is cut first. Connections other than TCP's are let alone.
+
+    Whole messages stay in libzmq's queues when their connection has gone. ``left`` is how much memory these may hold,
+    until the socket is found to have nothing to read (`drained`).
     """
 
     def __init__(self, each: float, total: float = inf, clock: Callable[[], float] = time.perf_counter) -> None:
         self.each = each
         self.total = total
+        self.left = 0
         self._clock = clock
         self._lines: dict[int, _Line] = {}
         self._beat = _BEAT
@@ -90,9 +94,14 @@ class Inflow:
         return ""
 
     def closed(self, fd: int) -> None:
-        """Forget a connection."""
+        """Forget a connection that is no more."""
         if line := self._lines.pop(fd, None):
+            self.left += _received(line.socket) - line.base
             line.socket.close()
+
+    def drained(self) -> None:
+        """Take note that the socket has nothing to read."""
+        self.left = 0
 
     def heard(self, fd: int) -> None:
         """Take note that a whole message has come."""
@@ -100,10 +109,11 @@ class Inflow:
             line.heard = True
 
     def cut(self, fd: int) -> None:
-        """End a connection. libzmq finds that out by itself."""
+        """End a connection, and forget it. libzmq finds out by itself."""
         if line := self._lines.get(fd):
             with suppress(OSError):  # the peer was quicker
                 line.socket.shutdown(socket.SHUT_RDWR)
+            self.closed(fd)
 
     @property
     def patience(self) -> float:
@@ -116,6 +126,8 @@ class Inflow:
             return []
         begun = self._clock()
         cut = self._judge()
+        for fd in cut:
+            self.cut(fd)
         for line in self._lines.values():
             line.seen = _received(line.socket)
             if line.heard:
@@ -125,22 +137,21 @@ class Inflow:
         return cut
 
     def _judge(self) -> list[int]:
-        held = [(line.seen - line.base, fd) for fd, line in self._lines.items() if not line.heard]
-        total = sum(nbytes for nbytes, _ in held)
+        held = {fd: line.seen - line.base for fd, line in self._lines.items() if not line.heard}
+        total = sum(held.values())
         cut = []
-        for nbytes, fd in sorted(held, reverse=True):
-            if nbytes <= self.each and total <= self.total:
+        for fd in sorted(held, key=held.__getitem__, reverse=True):
+            if held[fd] <= self.each and total <= self.total:
                 break
-            total -= nbytes
+            total -= held[fd]
             cut.append(fd)
-            self.cut(fd)
-            self._lines[fd].heard = True  # once is enough
         return cut
 
     def close(self) -> None:
         """Forget all connections; they stand."""
-        for fd in list(self._lines):
-            self.closed(fd)
+        for line in self._lines.values():
+            line.socket.close()
+        self._lines.clear()
 
 
 def _received(line: socket.socket) -> int:

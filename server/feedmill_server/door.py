@@ -9,7 +9,7 @@ import os
 import resource
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from feedmill_protocol import limits
 from feedmill_protocol.errors import UsageError
+from feedmill_protocol.spans import SPAN_BYTES
 from feedmill_sockets.inflow import Inflow, may_hold
 
 from .broker import CLIENT_SILENCE
@@ -37,17 +38,27 @@ _CONNECTIONS: Final = 1024
 _FRAME_BYTES: Final = 1024 * 1024
 """The largest frame of a client: the spans of limits.BATCH_SAMPLES samples."""
 
-_MESSAGE_BYTES: Final = _FRAME_BYTES + limits.HEADER_BYTES
+_MESSAGE_BYTES: Final = limits.HEADER_BYTES + limits.BATCH_SAMPLES * SPAN_BYTES
+
+_FRAMES: Final = 64
+"""Frames of a client's message. Clients cut a payload once a MiB, which is never."""
+
+_MISUNDERSTOOD: Final = 8
+"""A client of which so many messages in a row were not understood is not listened to any more."""
 
 _DROPPED: Final = 4096
 """Frames of a message that is too long which are dropped at a time: a few milliseconds. There may be millions."""
 
-_UNREAD: Final = 64
+_UNREAD: Final = 8
 """Messages of a client that wait to be read; then it has to wait itself."""
 
-_HALF_MESSAGES: Final = 256 * 1024 * 1024
-"""Bytes that libzmq may hold in messages that are not whole. One for 256 samples in random order counts for 100 KiB,
+_HALF_MESSAGES: Final = 128 * 1024 * 1024
+"""Bytes that libzmq may hold in messages that are not whole. One for 256 samples in random order counts for 120 KiB,
 and for no longer than it takes to come."""
+
+_LEFT: Final = 16 * 1024 * 1024
+"""Bytes that libzmq may hold of connections that have gone, while others are let in. To read, and drop, so much takes
+a quarter of a second where it is empty frames."""
 
 _KERNEL_BYTES: Final = 256 * 1024
 """What the kernel keeps of what comes over a connection and was not read; by itself it would take up to 6 MB."""
@@ -77,6 +88,7 @@ class _Guest:
     address: str
     heard: float  # when it came, or last said something that was understood
     known: bool = False  # whether it ever did
+    misunderstood: int = 0  # messages since
 
 
 class Door:
@@ -103,7 +115,9 @@ class Door:
         # What a client that was stopped does not take would stay pinned as long as its kernel keeps the connection.
         # Over ipc there is no such thing; but there a stopped client can be seen, and killed, on the same machine.
         router.set(zmq.TCP_MAXRT, round(CLIENT_SILENCE * 1000))
-        self.monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._zap = router.context.socket(zmq.ROUTER)
+        self._waiting: deque[list[bytes]] = deque()
+        self._monitor = router.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
 
     def open(self, url: str, gate: Gate | None) -> str:
         """Listen; return the endpoint, with the port that was found when ``*`` was asked for. Raises UsageError."""
@@ -111,6 +125,9 @@ class Door:
         router.set(zmq.IPV6, "[" in url)
         if gate is not None:
             gate.open(router.context).secure(router)
+        else:
+            self._zap.bind("inproc://zeromq.zap.01")
+            router.set(zmq.ZAP_DOMAIN, b"feedmill")
         if _somebody_listens(url):
             raise UsageError(f"cannot listen on {url}: {os.strerror(zmq.EADDRINUSE)}; choose another with --bind")
         try:
@@ -125,38 +142,46 @@ class Door:
     def close(self) -> None:
         """Look no more. The connections stand, until the ROUTER is closed."""
         self._router.disable_monitor()
-        self.monitor.close(linger=0)
+        self._monitor.close(linger=0)
+        self._zap.close(linger=0)
         self._inflow.close()
 
     # What they bring.
 
     def receive(self) -> Mail | None:
         """Return the next message, None if there is none for now."""
-        while not self._skipping or self._skip():
-            try:
-                client = self._router.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return None
-            frame, frames, nbytes = client, [], 0
-            while frame.more:
-                frame = self._router.recv(zmq.NOBLOCK, copy=False)
-                frames.append(frame)
-                nbytes += len(frame)
-                if nbytes > _MESSAGE_BYTES or len(frames) > limits.FRAMES:
-                    break
-            fd = _descriptor(frame)
-            if nbytes <= _MESSAGE_BYTES and len(frames) <= limits.FRAMES:
-                self._inflow.heard(fd)
-                return Mail(client.bytes, fd, frames)
+        if self._skipping and not self._skip():
+            return None
+        try:
+            frame = client = self._router.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            self._inflow.drained()
+            return None
+        frames: list[zmq.Frame] = []
+        nbytes = 0
+        while frame.more and len(frames) < _FRAMES and nbytes <= _MESSAGE_BYTES:
+            frame = self._router.recv(zmq.NOBLOCK, copy=False)
+            frames.append(frame)
+            nbytes += len(frame)
+        fd = _descriptor(frame)
+        if frame.more or nbytes > _MESSAGE_BYTES:
             self._skipping = True
-            self._inflow.cut(fd)
-            self._complain(f"messages of more than {_MESSAGE_BYTES:,} bytes or {limits.FRAMES:,} frames", fd)
-        return None
+            self._cut(fd, f"a message of more than {_MESSAGE_BYTES:,} bytes or {_FRAMES} frames")
+            return None
+        self._inflow.heard(fd)
+        return Mail(client.bytes, fd, frames)
 
     def understood(self, fd: int, now: float) -> None:
         """Take note that a message over a connection was one that a client may send."""
         if guest := self._guests.get(fd):
-            guest.heard, guest.known = now, True
+            guest.heard, guest.known, guest.misunderstood = now, True, 0
+
+    def misunderstood(self, fd: int) -> None:
+        """Take note that a message over a connection was not one that a client may send."""
+        if guest := self._guests.get(fd):
+            guest.misunderstood += 1
+            if guest.misunderstood >= _MISUNDERSTOOD:
+                self._cut(fd, f"{_MISUNDERSTOOD} messages in a row that are none of ours")
 
     def _skip(self) -> bool:
         """Drop more of a message that is too long; return whether that was all."""
@@ -170,10 +195,11 @@ class Door:
     # Who they are.
 
     def look(self, now: float) -> None:
-        """See who has come and who has gone, when the ``monitor`` has something to say."""
+        """See who has come and who has gone, when one of ``sources`` has something to say."""
+        self._let_in()
         for _ in range(_EVENTS):
             try:
-                event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
             fd = int(event["value"])
@@ -188,14 +214,31 @@ class Door:
                     self._make_room(now)
 
     def tick(self, now: float) -> None:
-        """Cut connections whose messages do not end."""
+        """Cut connections whose messages do not end, and let in who waits."""
         for fd in self._inflow.tick(now):
-            self._complain("messages without an end", fd)
+            self._cut(fd, "a message without an end")
+        self._let_in()
+
+    @property
+    def sources(self) -> list[zmq.Socket[Any]]:
+        """What to `look` for."""
+        return [self._monitor, self._zap]
 
     @property
     def patience(self) -> float:
         """In how many seconds to `tick`, at the latest."""
         return self._inflow.patience
+
+    def _let_in(self) -> None:
+        """Let those in who ask: of connections that have gone, little is unread. Until then libzmq has them wait."""
+        with suppress(zmq.Again):
+            while True:
+                asker, _, version, number, *_ = self._zap.recv_multipart(zmq.NOBLOCK)
+                self._waiting.append([asker, b"", version, number, b"200", b"", b"", b""])
+        if self._waiting and self._inflow.left > _LEFT and not int(self._router.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._inflow.drained()
+        while self._waiting and self._inflow.left <= _LEFT:
+            self._zap.send_multipart(self._waiting.popleft(), zmq.NOBLOCK)
 
     def _make_room(self, now: float, address: str = "") -> None:
         """Cut the connection over which nothing was heard for longest: first of those that have never said anything.
@@ -209,9 +252,7 @@ class Door:
         )
         *_, fd = min(silent)
         most = f"{self._most_of_one} from one address" if address else f"{self._most}"
-        self._inflow.cut(fd)
-        self._complain(f"more connections than {most}", fd)
-        self._forget(fd)
+        self._cut(fd, f"more connections than {most}")
 
     def _forget(self, fd: int) -> None:
         if guest := self._guests.pop(fd, None):
@@ -219,10 +260,12 @@ class Door:
             if not self._addresses[guest.address]:
                 del self._addresses[guest.address]
 
-    def _complain(self, what: str, fd: int) -> None:
-        if times := self._complaints.due(what.encode(), time.monotonic()):
-            guest = self._guests.get(fd)
-            _log.warning("%s: cut %d connections, the last to %s", what, times, guest.address if guest else "nobody")
+    def _cut(self, fd: int, why: str) -> None:
+        self._inflow.cut(fd)
+        guest = self._guests.get(fd)
+        if times := self._complaints.due(why.encode(), time.monotonic()):
+            _log.warning("cut %d connections, the last from %s: %s", times, guest.address if guest else "nowhere", why)
+        self._forget(fd)
 
 
 def _descriptor(frame: zmq.Frame) -> int:

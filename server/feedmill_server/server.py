@@ -163,7 +163,8 @@ class Server:
         """
         self.serving = True
         self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._door.monitor, zmq.POLLIN)
+        for source in self._door.sources:
+            self._poller.register(source, zmq.POLLIN)
         self._poller.register(self._workers.control, zmq.POLLIN)
         for channel in self._workers.channels.values():
             self._poller.register(channel, zmq.POLLIN)
@@ -172,7 +173,7 @@ class Server:
             for source, _ in self._poller.poll(round(self._patience() * 1000)):
                 if source is self._socket:
                     self._hear_clients()
-                elif source is self._door.monitor:
+                elif source in self._door.sources:
                     self._door.look(time.monotonic())
                 elif self._workers.is_control(source):
                     self._hear_fork_server()
@@ -212,6 +213,8 @@ class Server:
                 return
             if self._hear_client(mail.client, mail.frames):
                 self._door.understood(mail.fd, time.monotonic())
+            else:
+                self._door.misunderstood(mail.fd)
 
     def _hear_client(self, client: bytes, frames: Sequence[zmq.Frame]) -> bool:
         """Take a message; return whether it was one that a client may send."""
@@ -227,9 +230,10 @@ class Server:
                     self._observer.came(client, address)
             self._broker.receive(client, message, payload, time.monotonic())
         except ProtocolError as error:
-            if bad := self._complaints.due(client, time.monotonic()):
+            address = _address(frames[0])
+            if bad := self._complaints.due(address.encode(), time.monotonic()):
                 more = f"; {bad} messages like that" if bad > 1 else ""
-                _log.warning("client %s at %s: %s%s", client.hex()[2:], _address(frames[0]), error, more)
+                _log.warning("client %s at %s: %s%s", client.hex()[2:], address, error, more)
             code = next((code for kind, code in _REFUSALS.items() if isinstance(error, kind)), "protocol")
             self._broker.refuse(client, code, str(error))
             return False

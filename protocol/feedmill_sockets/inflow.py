@@ -65,7 +65,7 @@ class Inflow:
     until the socket is found to have nothing to read (`drained`).
     """
 
-    def __init__(self, each: float, total: float = inf, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, each: float, total: float = inf, clock: Callable[[], float] = time.thread_time) -> None:
         self.each = each
         self.total = total
         self.left = 0

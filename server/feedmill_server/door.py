@@ -241,16 +241,16 @@ class Door:
             self._zap.send_multipart(self._waiting.popleft(), zmq.NOBLOCK)
 
     def _make_room(self, now: float, address: str = "") -> None:
-        """Cut the connection over which nothing was heard for longest: first of those that have never said anything.
+        """Cut the connection over which nothing was heard for longest, of all or of those from an address.
 
-        Who says something every few seconds stays. If all do, it is the one that has just come.
+        Who has said something in the last seconds stays. If all have, it is the one that has just come.
         """
         silent = (
-            (guest.known, guest.heard, fd)
+            fd
             for fd, guest in self._guests.items()
-            if (not guest.known or now - guest.heard > CLIENT_SILENCE) and guest.address == (address or guest.address)
+            if guest.address == (address or guest.address) and not (guest.known and now - guest.heard < CLIENT_SILENCE)
         )
-        *_, fd = min(silent)
+        fd = min(silent, key=lambda fd: self._guests[fd].heard)
         most = f"{self._most_of_one} from one address" if address else f"{self._most}"
         self._cut(fd, f"more connections than {most}")
 

@@ -5,19 +5,21 @@ count whole messages, ``ZMQ_MAXMSGSIZE`` the bytes of one part. So whoever may c
 side with one message that never ends. But the kernel counts what comes over a connection, and a descriptor of that is
 enough to ask it, and to cut this one connection. libzmq then drops its half message.
 
-The rule of this file: a connection is judged by what had come by the beat before: whoever receives has had the time
-to find the whole messages in that.
+The rule of this file: a connection is judged by what libzmq had taken in by the beat before. Whoever receives has had
+the time to find the whole messages in that; what the kernel still has is no debt, however late libzmq's thread is.
 """
 
+import fcntl
 import os
 import socket
 import struct
+import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = ["Inflow", "may_hold"]
 
@@ -26,7 +28,7 @@ _BEAT: Final = 0.05
 which is 65 MB."""
 
 _SHARE: Final = 0.02
-"""Looks take no more than this part of a core. One takes 2 µs for each connection: there are fewer with thousands."""
+"""Looks take no more than this part of a core. One takes 3 µs for each connection: there are fewer with thousands."""
 
 _OF_A_BYTE: Final = 32
 """Bytes of memory for one that came: an empty part is 2 bytes on the wire, and 64 in libzmq's queue."""
@@ -34,7 +36,8 @@ _OF_A_BYTE: Final = 32
 _OF_A_SEGMENT: Final = 10 * 1024
 """Bytes of memory for a segment that came: a read of 34 bytes or more takes 8 KiB for them, and 2 for counters."""
 
-_COUNTS: Final = struct.Struct("=128x Q 16x I")  # tcp_info of <linux/tcp.h>: tcpi_bytes_received, tcpi_data_segs_in
+_INFO: Final = struct.Struct("=128x Q 16x I")  # tcp_info of <linux/tcp.h>: tcpi_bytes_received, tcpi_data_segs_in
+_UNREAD: Final = struct.Struct("=i")
 
 _SEGMENT_BYTES: Final = 512
 """What a segment of many has at least, where nobody makes them small on purpose: IP's smallest packets have 536."""
@@ -47,11 +50,30 @@ def may_hold(nbytes: int) -> int:
     return nbytes * _OF_A_BYTE + (nbytes // _SEGMENT_BYTES + _FEW_SEGMENTS) * _OF_A_SEGMENT
 
 
+class _Count(NamedTuple):
+    """What has come over a connection, and how much of that is still the kernel's."""
+
+    nbytes: int = 0
+    segments: int = 0
+    unread: int = 0
+
+    def held_since(self, base: "_Count") -> int:
+        """Return how much memory may be held by what came since."""
+        nbytes = self.nbytes - base.nbytes
+        read = max(0, nbytes - self.unread)
+        if not read:
+            return 0
+        return (nbytes * _OF_A_BYTE + (self.segments - base.segments) * _OF_A_SEGMENT) * read // nbytes
+
+
+_NOTHING: Final = _Count()
+
+
 @dataclass(slots=True)
 class _Line:
     socket: socket.socket  # a descriptor of our own: libzmq's may be another connection's by now
-    seen: int = 0  # by the last beat: the memory that all that ever came would hold if it was never received
-    base: int = 0  # the same when a whole message was last received
+    seen: _Count = _NOTHING  # by the last beat
+    base: _Count = _NOTHING  # by the last beat in which a whole message was received
     heard: bool = False  # of a whole message, since the last beat
 
 
@@ -96,7 +118,7 @@ class Inflow:
     def closed(self, fd: int) -> None:
         """Forget a connection that is no more."""
         if line := self._lines.pop(fd, None):
-            self.left += _received(line.socket) - line.base
+            self.left += _count(line.socket).held_since(line.base)
             line.socket.close()
 
     def drained(self) -> None:
@@ -129,7 +151,7 @@ class Inflow:
         for fd in cut:
             self.cut(fd)
         for line in self._lines.values():
-            line.seen = _received(line.socket)
+            line.seen = _count(line.socket)
             if line.heard:
                 line.base, line.heard = line.seen, False
         self._beat = max(_BEAT, (self._clock() - begun) / _SHARE)
@@ -137,7 +159,7 @@ class Inflow:
         return cut
 
     def _judge(self) -> list[int]:
-        held = {fd: line.seen - line.base for fd, line in self._lines.items() if not line.heard}
+        held = {fd: line.seen.held_since(line.base) for fd, line in self._lines.items() if not line.heard}
         total = sum(held.values())
         cut = []
         for fd in sorted(held, key=held.__getitem__, reverse=True):
@@ -154,8 +176,7 @@ class Inflow:
         self._lines.clear()
 
 
-def _received(line: socket.socket) -> int:
-    """Return how much memory would be held by all that has come over a connection."""
-    info = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _COUNTS.size)
-    nbytes, segments = _COUNTS.unpack(info)
-    return int(nbytes * _OF_A_BYTE + segments * _OF_A_SEGMENT)
+def _count(line: socket.socket) -> _Count:
+    info = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    unread = fcntl.ioctl(line, termios.FIONREAD, bytes(_UNREAD.size))
+    return _Count(*_INFO.unpack(info), *_UNREAD.unpack(unread))

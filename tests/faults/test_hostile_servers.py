@@ -116,7 +116,8 @@ def test_garbage_and_oversize_frames_are_hung_up_on() -> None:
 
     def oversize(connection: socket.socket, over: threading.Event) -> None:
         connection.sendall(head(LONG, 2**40) + bytes(100))
-        assert connection.recv(4096) == b""
+        while not over.is_set() and connection.recv(4096):
+            pass
 
     with (
         hostile(oversize) as one,

@@ -94,6 +94,19 @@ def test_whole_messages_are_no_debt(ends: Ends, beats: Iterator[float]) -> None:
         assert inflow.tick(next(beats)) == [ours.fileno()]
 
 
+def test_what_the_kernel_has_is_no_debt(ends: Ends, beats: Iterator[float]) -> None:
+    """Where libzmq's thread does not get to run, whole messages of an honest peer pile up there."""
+    with ExitStack() as stack:
+        inflow = Inflow(may_hold(10_000))
+        stack.callback(inflow.close)
+        ours, theirs = watched(ends, inflow, 5_000)
+        theirs.sendall(bytes(60_000))
+        wait_until(lambda: len(ours.recv(60_000, socket.MSG_PEEK)) == 60_000, 5, "it has come")
+        assert [inflow.tick(next(beats)) for _ in range(3)] == [[], [], []]
+        ours.recv(60_000)
+        assert [inflow.tick(next(beats)) for _ in range(2)] == [[], [ours.fileno()]]
+
+
 def test_of_many_the_largest_go_until_the_rest_is_bearable(ends: Ends, beats: Iterator[float]) -> None:
     """No one is too large; all together are."""
     with ExitStack() as stack:

@@ -41,7 +41,7 @@ _FRAME_BYTES: Final = 1024 * 1024
 _MESSAGE_BYTES: Final = limits.HEADER_BYTES + limits.BATCH_SAMPLES * SPAN_BYTES
 
 _FRAMES: Final = 64
-"""Frames of a client's message. Clients cut a payload once a MiB, which is never."""
+"""Frames of a client's message. It has three, or two where there is no payload."""
 
 _MISUNDERSTOOD: Final = 8
 """A client of which so many messages in a row were not understood is not listened to any more."""
@@ -125,7 +125,7 @@ class Door:
         router.set(zmq.IPV6, "[" in url)
         if gate is not None:
             gate.open(router.context).secure(router)
-        else:
+        else:  # as https://rfc.zeromq.org/spec/27 has it
             self._zap.bind("inproc://zeromq.zap.01")
             router.set(zmq.ZAP_DOMAIN, b"feedmill")
         if _somebody_listens(url):
@@ -140,7 +140,7 @@ class Door:
         return endpoint
 
     def close(self) -> None:
-        """Look no more. The connections stand, until the ROUTER is closed."""
+        """Look no more, and let nobody else in. The connections stand until the ROUTER is closed."""
         self._router.disable_monitor()
         self._monitor.close(linger=0)
         self._zap.close(linger=0)
@@ -166,7 +166,7 @@ class Door:
         fd = _descriptor(frame)
         if frame.more or nbytes > _MESSAGE_BYTES:
             self._skipping = True
-            self._cut(fd, f"a message of more than {_MESSAGE_BYTES:,} bytes or {_FRAMES} frames")
+            self._blame(fd, f"a message of more than {_MESSAGE_BYTES:,} bytes or {_FRAMES} frames")
             return None
         self._inflow.heard(fd)
         return Mail(client.bytes, fd, frames)
@@ -181,7 +181,7 @@ class Door:
         if guest := self._guests.get(fd):
             guest.misunderstood += 1
             if guest.misunderstood >= _MISUNDERSTOOD:
-                self._cut(fd, f"{_MISUNDERSTOOD} messages in a row that are none of ours")
+                self._blame(fd, f"{_MISUNDERSTOOD} messages in a row that are none of ours")
 
     def _skip(self) -> bool:
         """Drop more of a message that is too long; return whether that was all."""
@@ -259,6 +259,11 @@ class Door:
             self._addresses[guest.address] -= 1
             if not self._addresses[guest.address]:
                 del self._addresses[guest.address]
+
+    def _blame(self, fd: int, why: str) -> None:
+        """Cut a connection for a message, unless that may be what an earlier one left that had the same descriptor."""
+        if not self._inflow.left:
+            self._cut(fd, why)
 
     def _cut(self, fd: int, why: str) -> None:
         self._inflow.cut(fd)

@@ -153,7 +153,7 @@ def test_a_client_that_is_not_understood_again_and_again_is_hung_up_on(served: S
         assert not is_closed(connection)
         connection.sendall(b"\x00\x05hello")
         wait_until(lambda: is_closed(connection), 5, "the connection is closed")
-    assert "8 messages in a row" in served.log
+    wait_until(lambda: "8 messages in a row" in served.log, 5, "the log says so")
 
 
 @pytest.mark.parametrize(("besiegers", "what"), [(1, "empty frames"), *((20, what) for what in ENDLESS)], ids=str)

@@ -20,7 +20,7 @@ from integration.processes import wait_until
 
 MIB = 2**20
 
-BOUND = 512 * MIB
+BOUND = 256 * MIB
 """What docs/security.md says of a trainer's memory under attack, for batches as small as these."""
 
 NOTICED = 20.0

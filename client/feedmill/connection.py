@@ -11,16 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import reduce
-from math import inf
-from operator import or_
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from feedmill_protocol import codec, limits
 from feedmill_protocol.errors import (
@@ -33,9 +29,12 @@ from feedmill_protocol.errors import (
 )
 from feedmill_protocol.ledger import Key, Ledger, Outgoing
 from feedmill_protocol.messages import Batch, Get, Message, Welcome
+from feedmill_protocol.tensors import offsets
+from feedmill_sockets.inflow import Inflow, may_hold
 
 from .addresses import Url
 from .keys import Keys
+from .peer import LINGER_MS, Peer, read
 
 if TYPE_CHECKING:
     import torch
@@ -48,13 +47,6 @@ _LOOK_UP_EVERY: Final = 5.0
 _LOOK_UP_AGAIN: Final = 0.5
 """Seconds until a name that was not found is looked up again: at start, names and servers come up in any order."""
 
-_RECONNECT_MS: Final = (50, 1000)
-"""How soon, first and at most, a lost connection is tried again: a server that comes back is used within a second."""
-
-_GIVEN_UP: Final = 0.5
-"""Seconds after a loss in which libzmq says that it tries again. It does not where the other side broke ZMTP, be it for
-one flipped bit: then another socket is needed."""
-
 _PATIENCE: Final = 1.0
 """Seconds for which the thread sleeps at most."""
 
@@ -64,21 +56,16 @@ _STOPPED: Final = 2.0
 _RETRY: Final = 0.01
 """Seconds until a message that a socket does not take yet is offered again."""
 
-_LINGER_MS: Final = 200
-"""For goodbyes."""
-
 _CLOSE_SECONDS: Final = 2.0
 
-_HEARTBEAT_MS: Final = (2_500, 15_000)
-"""How often libzmq asks for a sign of life, and after which silence it makes the connection anew. Any frame is one: a
-healthy link takes no 15 s for FRAME_BYTES, and one whose bytes have lost their order never ends a frame again."""
+_PENANCE: Final = 60.0
+"""Seconds for which a server that broke the protocol is not asked, if there are others."""
 
-_REFUSALS: Final[dict[int, str]] = {
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "does not know our key; put it into its folder of authorized clients",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no connection: one side has keys, and the other has none",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "no connection: it hangs up; perhaps one side has keys that the other lacks",
-}
-"""What libzmq says of a server that is there, and does not talk to us."""
+_CATALOG_BYTES: Final = limits.HEADER_BYTES + 4 * limits.SHARDS
+"""The largest message while nobody has said what a batch is."""
+
+_KEY_BYTES: Final = limits.KEYS_BYTES // limits.BATCH_SAMPLES
+"""Of a sample, if all are as long as the longest batch allows. Most have 20."""
 
 _COUNTERS: Final = ("asked_again", "hedged", "duplicates", "damaged")
 
@@ -93,16 +80,6 @@ class Arrived:
     block: "torch.Tensor"
     keys: bytes
     server: str
-
-
-@dataclass(slots=True)
-class _Peer:
-    socket: zmq.Socket[bytes]
-    monitor: zmq.Socket[bytes]
-    backlog: deque[Outgoing] = field(default_factory=deque)
-    lost_at: float = inf  # when the connection was lost, until libzmq tries again
-    connected: bool = False
-    refusal: str = ""  # why not, if libzmq has said so
 
 
 class Connection:
@@ -132,7 +109,9 @@ class Connection:
         self._keys = keys
         self._ledger = Ledger(stream, timeout=timeout, now=time.monotonic())
         self._resolved: dict[Url, frozenset[str]] = {}
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, Peer] = {}
+        self._left: dict[str, tuple[float, str]] = {}  # servers that broke the protocol: until when, and how
+        self._inflow = Inflow(may_hold(_CATALOG_BYTES))
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -273,7 +252,7 @@ class Connection:
         for command in commands:
             command(now)
         self._send()
-        patience = min(self._ledger.wake_at() - now, _PATIENCE)
+        patience = min(self._ledger.wake_at() - now, self._inflow.patience, _PATIENCE)
         if any(peer.backlog for peer in self._peers.values()):
             patience = min(patience, _RETRY)
         ready = dict(self._poller.poll(max(0, round(patience * 1000))))
@@ -282,14 +261,16 @@ class Connection:
         if ready.pop(self._wake_reader, None):
             os.read(self._wake_reader, 4096)
         for endpoint, peer in list(self._peers.items()):
-            if peer.monitor in ready:
-                self._observe(endpoint, peer)
-            if peer.socket in ready:
-                self._receive(endpoint, peer.socket)
-            if now >= peer.lost_at + _GIVEN_UP:
-                self._close(endpoint)
-                self._connect(endpoint)
-                self._peers[endpoint].refusal = peer.refusal  # until it is known better
+            try:
+                self._hear(peer, ready)
+            except ProtocolError as error:
+                self._leave(endpoint, error)
+        for fd in self._inflow.tick(now):
+            for endpoint in [peer.endpoint for peer in self._peers.values() if peer.fd == fd]:
+                self._leave(endpoint, ProtocolError(f"{endpoint}: a message without an end, or larger than any batch"))
+        for endpoint in [endpoint for endpoint, (until, _) in self._left.items() if now >= until]:
+            del self._left[endpoint]
+            self._connect(endpoint)
         self._ledger.tick(time.monotonic())  # after reading: what waits to be read is no silence
         self._send()
         with self._lock:
@@ -298,7 +279,8 @@ class Connection:
             self._counters = {name: getattr(self._ledger, name) for name in _COUNTERS}
 
     def _refused(self) -> dict[str, str]:
-        return {endpoint: peer.refusal for endpoint, peer in self._peers.items() if peer.refusal}
+        refused = {endpoint: peer.refusal for endpoint, peer in self._peers.items() if peer.refusal}
+        return refused | {endpoint: how for endpoint, (_, how) in self._left.items()}
 
     def _fail(self, error: FeedmillError) -> None:
         with self._lock:
@@ -310,7 +292,8 @@ class Connection:
         self._send()
         for endpoint in list(self._peers):
             self._close(endpoint)
-        self._context.destroy(linger=_LINGER_MS)
+        self._context.destroy(linger=LINGER_MS)
+        self._inflow.close()
         with self._lock:
             self._ended = True
             os.close(self._wake_reader)
@@ -337,36 +320,19 @@ class Connection:
         """Hold connections to what the names resolve to now. A name that resolves to nothing keeps what it had."""
         self._resolved |= {url: endpoints for url, endpoints in found.items() if endpoints}
         wanted = frozenset().union(*self._resolved.values())
-        for endpoint in wanted - self._peers.keys():
+        for endpoint in self._left.keys() - wanted:
+            del self._left[endpoint]
+        for endpoint in wanted - self._peers.keys() - self._left.keys():
             self._connect(endpoint)
         for endpoint in self._peers.keys() - wanted:
             _log.info("server %s is gone from the name service", endpoint)
             self._disconnect(endpoint)
 
     def _connect(self, endpoint: str) -> None:
-        socket = self._context.socket(zmq.DEALER)
-        socket.set(zmq.IMMEDIATE, 1)  # never queue for a server that is not there
-        socket.set(zmq.IPV6, 1)
-        socket.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
-        socket.set(zmq.RCVHWM, 2 * limits.OUTSTANDING)
-        socket.set(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
-        socket.set(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS[0])
-        socket.set(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_MS[1])
-        socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
-        socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
-        if self._keys is not None:
-            self._keys.secure(socket)
-        monitor = socket.get_monitor_socket(
-            reduce(or_, _REFUSALS, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
-        )
-        self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(monitor, zmq.POLLIN)
-        self._peers[endpoint] = _Peer(socket, monitor)
+        peer = self._peers[endpoint] = Peer(self._context, endpoint, self._keys)
+        self._poller.register(peer.socket, zmq.POLLIN)
+        self._poller.register(peer.monitor, zmq.POLLIN)
         self._ledger.add(endpoint)
-        try:
-            socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            raise UsageError(f"cannot connect to {endpoint}: {error.strerror}") from None
 
     def _disconnect(self, endpoint: str) -> None:
         self._ledger.remove(endpoint)
@@ -377,30 +343,33 @@ class Connection:
         peer = self._peers.pop(endpoint)
         self._poller.unregister(peer.socket)
         self._poller.unregister(peer.monitor)
-        peer.socket.disable_monitor()
-        peer.monitor.close(linger=0)
-        peer.socket.close(linger=_LINGER_MS)
+        self._inflow.closed(peer.fd)
+        peer.close()
 
-    def _observe(self, endpoint: str, peer: _Peer) -> None:
-        while peer.monitor.poll(0):
-            event = parse_monitor_message(peer.monitor.recv_multipart())["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                peer.connected, peer.lost_at, peer.refusal = True, inf, ""
-                self._ledger.connected(endpoint, time.monotonic())
-            elif refusal := _REFUSALS.get(event):
-                if not peer.refusal:
-                    _log.warning("%s: %s", endpoint, refusal)
-                peer.refusal = refusal
-                peer.lost_at = time.monotonic()
-            elif event == zmq.EVENT_DISCONNECTED:
-                if peer.connected:
-                    _log.warning("lost the connection to %s; what was asked of it is asked elsewhere", endpoint)
-                peer.connected = False
-                peer.backlog.clear()
-                peer.lost_at = time.monotonic()
-                self._ledger.disconnected(endpoint)
-            else:
-                peer.lost_at = inf
+    def _leave(self, endpoint: str, error: ProtocolError) -> None:
+        """Do without a server that broke the protocol, for a while. Raises the error if there is no other server."""
+        if len(self._peers) == 1:
+            raise error
+        _log.error("%s; it is left alone for %g s", error, _PENANCE)
+        self._left[endpoint] = time.monotonic() + _PENANCE, str(error)
+        self._disconnect(endpoint)
+
+    def _hear(self, peer: Peer, ready: Mapping[object, int]) -> None:
+        """Take what a server says, and what is said of it."""
+        endpoint, now = peer.endpoint, time.monotonic()
+        if peer.monitor in ready:
+            for stands in peer.observe(self._inflow, now):
+                if stands:
+                    self._ledger.connected(endpoint, now)
+                else:
+                    self._ledger.disconnected(endpoint)
+        if peer.socket in ready:
+            self._inflow.heard(peer.fd)
+            peer.count(self._receive(endpoint, peer.socket))
+        if peer.is_given_up(now):
+            self._close(endpoint)
+            self._connect(endpoint)
+            self._peers[endpoint].refusal = peer.refusal  # until it is known better
 
     # Messages.
 
@@ -409,21 +378,21 @@ class Connection:
             if peer := self._peers.get(outgoing.server):
                 peer.backlog.append(outgoing)
         for peer in self._peers.values():
-            while peer.backlog and _offer(peer.socket, peer.backlog[0]):
-                peer.backlog.popleft()
+            peer.send()
 
-    def _receive(self, endpoint: str, socket: zmq.Socket[bytes]) -> None:
-        for _ in range(16):  # then it is another server's turn
+    def _receive(self, endpoint: str, socket: zmq.Socket[bytes]) -> int:
+        """Take messages; return how many there were."""
+        for number in range(16):  # then it is another server's turn
             try:
                 header = socket.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return number
             seal = socket.recv(zmq.NOBLOCK) if socket.get(zmq.RCVMORE) else b""
             try:
                 message, checksum = codec.unseal(header, seal)
             except Damaged as error:
                 _log.warning("%s: %s; asking again for what was asked of it", endpoint, error)
-                _read(socket, memoryview(b""))
+                read(endpoint, socket, memoryview(b""))
                 self._ledger.garbled(endpoint, time.monotonic())
             except VersionMismatch as error:
                 raise VersionMismatch(error.theirs, error.ours, endpoint) from None
@@ -431,12 +400,13 @@ class Connection:
                 raise ProtocolError(f"{endpoint}: {error}") from None
             else:
                 self._take(endpoint, socket, message, checksum)
+        return 16
 
     def _take(self, endpoint: str, socket: zmq.Socket[bytes], message: Message, checksum: int) -> None:
         # The ledger says first whether this was asked for: only then is there memory for it.
         block = self._allocate(message.payload_bytes if self._ledger.wants(endpoint, message) else 0)
         payload = memoryview(block.numpy())  # type: ignore[arg-type] # numpy is a buffer since 3.12
-        received, found = _read(socket, payload)
+        received, found = read(endpoint, socket, payload)
         if received != message.payload_bytes:  # frames have changed hands: who knows what else has come
             said = f"a payload of {received} bytes, where {message.payload_bytes} were announced"
             _log.warning("%s: %s: %s; asking again for what was asked of it", endpoint, message.type, said)
@@ -456,19 +426,14 @@ class Connection:
             with self._lock:
                 self.counts = np.frombuffer(payload, "<u4").astype(np.uint32)
                 self.contract = message
+                self._inflow.each = may_hold(_largest(message))
                 self._lock.notify_all()
 
 
-def _read(socket: zmq.Socket[bytes], payload: memoryview) -> tuple[int, int]:
-    """Receive what is left of a message into memory; return its length, whether or not there was room, and checksum."""
-    received = 0
-    checksum = codec.Checksum()
-    while socket.get(zmq.RCVMORE):
-        room = payload[received:] or memoryview(bytearray(1))
-        size = socket.recv_into(room, flags=zmq.NOBLOCK)  # the frame's length, room or no room
-        checksum.update(room[:size])  # while it is in the cache
-        received += size
-    return received, checksum.intdigest()
+def _largest(contract: Welcome) -> int:
+    """Return how many bytes an honest message of a stream's server has at most."""
+    block = offsets(field.rows(contract.batch_size) for field in contract.fields)[1]
+    return limits.HEADER_BYTES + max(block + _KEY_BYTES * contract.batch_size, 4 * contract.shards)
 
 
 def _keys(endpoint: str, message: Batch, payload: memoryview) -> bytes:
@@ -477,16 +442,6 @@ def _keys(endpoint: str, message: Batch, payload: memoryview) -> bytes:
     if any(tensor.shape[0] != found for tensor in message.tensors):
         raise ProtocolError(f"{endpoint}: BATCH has {found} keys, for tensors {message.tensors}")
     return keys
-
-
-def _offer(socket: zmq.Socket[bytes], outgoing: Outgoing) -> bool:
-    """Send a message if the socket takes it now."""
-    frames = codec.seal(outgoing.message, codec.checksum(outgoing.payload))
-    try:
-        socket.send_multipart([*frames, outgoing.payload] if outgoing.payload else frames, zmq.NOBLOCK)
-    except zmq.Again:
-        return False
-    return True
 
 
 def _drained(outbox: deque[Outgoing]) -> list[Outgoing]:

@@ -14,6 +14,9 @@ long behind a batch; large enough that the cost of a frame (about 10 µs) disapp
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """What a receiver accepts as one frame (``ZMQ_MAXMSGSIZE``), so that other senders may cut differently."""
 
+FRAMES: Final = 8192
+"""Frames of a message: twice what `BLOCK_BYTES` has. More would cost their receiver time even where they are empty."""
+
 BLOCK_BYTES: Final = 4 * 1024**3
 """One batch. A batch is built and held in memory on both sides; 4 GiB is 7,100 float32 images of 224²."""
 

@@ -56,12 +56,22 @@ KILLS: Final = 2
 outside, like SIGKILL, counts half: it may hit twice at the same sample by chance, but hardly four times."""
 
 
+SPANS: Final = 2**24
+"""Spans in the requests of all clients together, 192 MiB; beyond it none may have more than its share. 65,536 requests
+for 256 samples in random order have so many."""
+
+
 @dataclass(slots=True)
 class _Client(Generic[M]):
     heard: float
     unsent: int = 0  # bytes of batches that are on their way to it
     queue: deque[Build[M]] = field(default_factory=deque)
     open: dict[tuple[int, int], Build[M]] = field(default_factory=dict)
+
+    @property
+    def spans(self) -> int:
+        """How many its requests have."""
+        return sum(len(build.spans) for build in self.open.values())
 
 
 class Broker(Generic[M]):
@@ -78,6 +88,7 @@ class Broker(Generic[M]):
         self._server, self._boot, self._workers = server, boot, workers
         self._clients: OrderedDict[bytes, _Client[M]] = OrderedDict()  # whose turn it is comes first
         self._builds: OrderedDict[BuildName, Build[M]] = OrderedDict()  # the least recently wanted first
+        self._spans = 0  # of all builds
         self._building: deque[Build[M]] = deque()
         self._assigned: dict[int, deque[Work[M]]] = {}
 
@@ -215,8 +226,8 @@ class Broker(Generic[M]):
                 asked.waiters[asker] = get.attempt
                 return
             self._cancel(client, known, asker[1:])  # only the later one is owed a reply
-        if len(known.open) >= limits.OUTSTANDING:
-            self.refuse(client, "limit", f"more than {limits.OUTSTANDING} requests are open")
+        if beyond := self._beyond(known):
+            self.refuse(client, "limit", beyond)
             return
         build = self._builds.get(name)
         if build is None:
@@ -226,6 +237,7 @@ class Broker(Generic[M]):
                 self._fail(asker, get.attempt, retryable=True, reason=reason)  # another may have more
                 return
             self._builds[name] = build
+            self._spans += len(wanted)
             known.queue.append(build)
         self._builds.move_to_end(name)
         build.waiters[asker] = get.attempt
@@ -233,6 +245,14 @@ class Broker(Generic[M]):
         if build.done:
             self.tally.cache_hits += 1
             self._answer(build)
+
+    def _beyond(self, known: _Client[M]) -> str:
+        """Return what limit a client has reached, or ""."""
+        if len(known.open) >= limits.OUTSTANDING:
+            return f"more than {limits.OUTSTANDING} requests are open"
+        if self._spans >= SPANS and known.spans * len(self._clients) >= SPANS:
+            return f"{self._spans:,} spans are in open requests, of {SPANS:,}, and your share of them in yours"
+        return ""
 
     def _cancel(self, client: bytes, known: _Client[M], key: tuple[int, int]) -> None:
         build = known.open.pop(key, None)
@@ -245,7 +265,7 @@ class Broker(Generic[M]):
                 self._clients[next(iter(build.waiters))[0]].queue.append(build)
         elif build in known.queue:
             known.queue.remove(build)
-            del self._builds[build.name]
+            self._remove(build)
         else:
             self._abandon(build)
 
@@ -379,14 +399,18 @@ class Broker(Generic[M]):
         """Stop building. The slot is free when the last worker has let go of it."""
         build.parts.clear()
         if self._builds.get(build.name) is build:  # somebody may have asked for the same name since
-            del self._builds[build.name]
+            self._remove(build)
         if not build.running and build in self._building:
             self._building.remove(build)
             self._release(build)
 
     def _drop(self, build: Build[M]) -> None:
-        del self._builds[build.name]
+        self._remove(build)
         self._release(build)
+
+    def _remove(self, build: Build[M]) -> None:
+        del self._builds[build.name]
+        self._spans -= len(build.spans)
 
     def _release(self, build: Build[M]) -> None:
         if build.slot is not None:

@@ -122,7 +122,7 @@ def _text(data: bytes) -> str:
 
 
 def _array(data: bytes) -> Any:
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    return np.load(io.BytesIO(data), allow_pickle=False)  # noqa: TID251
 
 
 def _arrays(data: bytes) -> Any:

@@ -8,7 +8,7 @@ could as well have run the program itself. So nothing here reads a socket, or a 
 
 import hashlib
 import mmap
-import pickle
+import pickle  # noqa: TID251 # from the process that started this one
 
 from feedmill_protocol.errors import PipelineError
 

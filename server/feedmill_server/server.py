@@ -5,9 +5,7 @@ parts to workers and replies to clients.
 """
 
 import logging
-import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,14 +14,15 @@ from typing import Any, Final, Self
 
 import zmq
 
-from feedmill_protocol import codec, limits
-from feedmill_protocol.errors import Damaged, PipelineError, ProtocolError, UsageError, VersionMismatch
+from feedmill_protocol import codec
+from feedmill_protocol.errors import Damaged, PipelineError, ProtocolError, VersionMismatch
 from feedmill_protocol.messages import Hello
 
-from .broker import CLIENT_SILENCE, Bad, Broker, Work
+from .broker import Bad, Broker, Work
 from .channel import Channel, ChannelClosed
 from .complaints import Complaints
 from .config import PRESETS, ServerConfig
+from .door import DESCRIPTORS, Door
 from .endpoints import http_address
 from .gate import Gate
 from .observer import Observer
@@ -50,11 +49,8 @@ _DRAIN_SECONDS: Final = 4.0
 """For finishing what was asked. With `_LINGER_MS`, a server is gone within 5 s of SIGTERM."""
 _LINGER_MS: Final = 500
 
-_CLIENTS: Final = 128
-"""Descriptors for connections of clients, and a dozen of one's own. A worker, which has none, opens shards instead."""
-
-_CLIENT_MESSAGE_BYTES: Final = 1024 * 1024
-"""The largest frame of a client: the spans of limits.BATCH_SAMPLES samples."""
+_OWN: Final = 64
+"""Descriptors for this and that. A worker, which has no clients, opens shards instead."""
 
 _REFUSALS: Final = {VersionMismatch: "version", Damaged: "damaged"}
 
@@ -63,7 +59,11 @@ _log = logging.getLogger(__name__)
 
 def descriptors(workers: int) -> int:
     """Return how many descriptors a server needs at least: for slots, workers, clients and the rest."""
-    return 2 * MAX_SLOTS + 2 * workers + _CLIENTS + CONNECTIONS
+    return _all_but_clients(workers) + DESCRIPTORS
+
+
+def _all_but_clients(workers: int) -> int:
+    return 2 * MAX_SLOTS + 2 * workers + CONNECTIONS + _OWN
 
 
 class Server:
@@ -96,6 +96,7 @@ class Server:
         self._gate = _gate(config)
         self._pool = SlotPool(config.memory)
         self._socket = context.socket(zmq.ROUTER)
+        self._door = Door(self._socket, _all_but_clients(config.workers))
         self._poller = zmq.Poller()
         self._sender = Sender(self._socket)
         self._complaints = Complaints()
@@ -114,6 +115,7 @@ class Server:
         if self._web is not None:
             self._web.close()
         self._workers.close()
+        self._door.close()
         self._socket.close(linger=_LINGER_MS)
         if self._gate is not None:
             self._gate.close()
@@ -148,25 +150,7 @@ class Server:
 
         Returns the endpoint, with the port that was found when ``*`` was asked for.
         """
-        url = url or self.config.bind
-        router = self._socket
-        router.set(zmq.ROUTER_MANDATORY, 1)  # an unknown client is an error, not silence
-        # Each client has at most OUTSTANDING batches to come, and a PONG for each of its pings.
-        router.set(zmq.SNDHWM, 2 * limits.OUTSTANDING)
-        router.set(zmq.MAXMSGSIZE, _CLIENT_MESSAGE_BYTES)
-        # What a client that was stopped does not take would stay pinned as long as its kernel keeps the connection.
-        # Over ipc there is no such thing; but there a stopped client can be seen, and killed, on the same machine.
-        router.set(zmq.TCP_MAXRT, round(CLIENT_SILENCE * 1000))
-        router.set(zmq.IPV6, "[" in url)
-        if self._gate is not None:
-            self._gate.open(router.context).secure(router)
-        if _somebody_listens(url):
-            raise UsageError(f"cannot listen on {url}: {os.strerror(zmq.EADDRINUSE)}; choose another with --bind")
-        try:
-            router.bind(url)
-        except zmq.ZMQError as error:
-            raise UsageError(f"cannot listen on {url}: {error.strerror}; choose another with --bind") from None
-        return router.get_string(zmq.LAST_ENDPOINT)
+        return self._door.open(url or self.config.bind, self._gate)
 
     def stop(self) -> None:
         """Begin to drain. May be called from a signal handler."""
@@ -179,6 +163,8 @@ class Server:
         """
         self.serving = True
         self._poller.register(self._socket, zmq.POLLIN)
+        for source in self._door.sources:
+            self._poller.register(source, zmq.POLLIN)
         self._poller.register(self._workers.control, zmq.POLLIN)
         for channel in self._workers.channels.values():
             self._poller.register(channel, zmq.POLLIN)
@@ -187,11 +173,14 @@ class Server:
             for source, _ in self._poller.poll(round(self._patience() * 1000)):
                 if source is self._socket:
                     self._hear_clients()
+                elif source in self._door.sources:
+                    self._door.look(time.monotonic())
                 elif self._workers.is_control(source):
                     self._hear_fork_server()
                 else:
                     self._hear_worker(source)
             now = time.monotonic()
+            self._door.tick(now)
             self._broker.tick(now)
             self._look_after_workers(now)
             self._hand_out()
@@ -216,17 +205,19 @@ class Server:
             return _PINNED_POLL
         if self._sender and self._observer is not None:
             return self._observer.patience(time.monotonic())
-        return _TICK
+        return min(_TICK, self._door.patience)
 
     def _hear_clients(self) -> None:
         for _ in range(64):  # then it is the workers' turn
-            try:
-                client, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            if (mail := self._door.receive()) is None:
                 return
-            self._hear_client(client.bytes, frames)
+            if self._hear_client(mail.client, mail.frames):
+                self._door.understood(mail.fd, time.monotonic())
+            else:
+                self._door.misunderstood(mail.fd)
 
-    def _hear_client(self, client: bytes, frames: Sequence[zmq.Frame]) -> None:
+    def _hear_client(self, client: bytes, frames: Sequence[zmq.Frame]) -> bool:
+        """Take a message; return whether it was one that a client may send."""
         try:
             header, seal = frames[0].buffer, frames[1].buffer if len(frames) > 1 else b""
             message, checksum = codec.unseal(header, seal)
@@ -240,11 +231,14 @@ class Server:
                     self._observer.came(client, address)
             self._broker.receive(client, message, payload, time.monotonic())
         except ProtocolError as error:
-            if bad := self._complaints.due(client, time.monotonic()):
+            address = _address(frames[0])
+            if bad := self._complaints.due(address.encode(), time.monotonic()):
                 more = f"; {bad} messages like that" if bad > 1 else ""
-                _log.warning("client %s at %s: %s%s", client.hex()[2:], _address(frames[0]), error, more)
+                _log.warning("client %s at %s: %s%s", client.hex()[2:], address, error, more)
             code = next((code for kind, code in _REFUSALS.items() if isinstance(error, kind)), "protocol")
             self._broker.refuse(client, code, str(error))
+            return False
+        return True
 
     # Workers.
 
@@ -351,16 +345,6 @@ def _gate(config: ServerConfig) -> Gate | None:
     if not config.keys:
         return None
     return Gate(Path(config.keys).expanduser(), Path(config.authorized_clients or config.keys).expanduser())
-
-
-def _somebody_listens(url: str) -> bool:
-    """Tell whether an ``ipc://`` URL is a server's already: libzmq would take it away from that one in silence."""
-    scheme, _, path = url.partition("://")
-    if scheme == "ipc":
-        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
-            probe.connect(path)
-            return True
-    return False
 
 
 def _address(frame: zmq.Frame) -> str:

@@ -6,6 +6,7 @@ The real `Connection` takes frames from a socket that is none, for the real ledg
 import random
 import threading
 from collections import Counter, deque
+from math import inf
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +35,7 @@ from feedmill_protocol.messages import (
 )
 from feedmill_protocol.plan import Plan
 from feedmill_protocol.tensors import FieldSpec, offsets
+from feedmill_sockets.inflow import Inflow
 from fuzz.clock import CLOCK
 from fuzz.frames import Sent, harmed, mutated, sent, whole
 
@@ -106,6 +108,7 @@ class _Conversation:
         connection._allocate = self.allocate
         connection._lock = threading.Condition()
         connection._arrived = {}
+        connection._inflow = Inflow(inf)
         connection.contract = None
         self.connection = connection
         for server in ("a", "b"):

@@ -27,6 +27,7 @@ from feedmill_protocol.messages import (
     Welcome,
 )
 from feedmill_protocol.tensors import FieldSpec, TensorSpec, offsets
+from feedmill_server import broker
 from feedmill_server.broker import CLIENT_SILENCE, Bad, Broker, Reply, Stream, Work
 from feedmill_server.tally import BadSample
 
@@ -488,6 +489,24 @@ def test_too_many_open_requests_are_refused(scene: Scene) -> None:
     scene.get(EVE, 999)
     assert scene.sent() == []
     assert scene.broker.open == limits.OUTSTANDING + 1
+
+
+def test_who_has_requests_of_too_many_spans_is_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take memory before there is a slot for them. Whoever has less than his share of that may ask on."""
+    monkeypatch.setattr(broker, "SPANS", 8)
+    scene.get(ANN, 0, start=300)
+    for batch in range(7):
+        scene.get(EVE, batch, start=16 * batch)
+    assert scene.sent() == []
+    scene.get(EVE, 7)
+    reason = "8 spans are in open requests, of 8, and your share of them in yours"
+    assert scene.sent() == [(EVE, Reject(code="limit", reason=reason))]
+    scene.get(ANN, 1, start=316)
+    assert scene.sent() == []
+    for batch in range(5):
+        scene.cancel(EVE, batch)
+    scene.get(EVE, 7, start=200)
+    assert scene.sent() == []
 
 
 def test_wrong_streams_and_fingerprints_are_refused(scene: Scene) -> None:
@@ -1137,6 +1156,10 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def memory_is_bounded(self) -> None:
         assert self.scene.pool.used <= self.scene.pool.max_bytes
+
+    @invariant()
+    def spans_are_counted(self) -> None:
+        assert self.broker._spans == sum(len(build.spans) for build in self.broker._builds.values())
 
     @invariant()
     def what_is_open_is_what_is_owed(self) -> None:

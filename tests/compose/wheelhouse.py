@@ -31,7 +31,8 @@ def main(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             _download(TORCHVISION, Path(temporary))
             [wheel] = Path(temporary).glob("*.whl")
-            _without_operators(wheel, folder / wheel.name)
+            # With a build number, pip prefers it to PyPI's own.
+            _without_operators(wheel, folder / wheel.name.replace("-cp", "-1-cp", 1))
 
 
 def _download(requirement: str, folder: Path) -> None:

@@ -22,7 +22,9 @@ _SIDES: Final = (160, 240)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``feedmill draw``."""
-    parser.add_argument("dir", type=Path, metavar="DIR", help="where to write pictures-000000.tar, … unless all are there")
+    parser.add_argument(
+        "dir", type=Path, metavar="DIR", help="where to write pictures-000000.tar, … unless all are there"
+    )
     parser.add_argument("--shards", metavar="N", type=int, default=_SHARDS, help="default: %(default)s")
     parser.add_argument("--samples", metavar="N", type=int, default=_SAMPLES, help="of a shard (default: %(default)s)")
 

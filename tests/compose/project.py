@@ -9,13 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CODE", "ROOT", "TAG", "Ended", "Project"]
+__all__ = ["CODE", "ROOT", "TAG", "Ended", "Project", "docker"]
 
 ROOT = Path(__file__).parents[2]
 CODE = Path(__file__).with_name("code")
 TAG = "test"
 
 Ended = subprocess.CompletedProcess[str]
+
+
+def docker(*args: str, stderr: int = subprocess.PIPE) -> str:
+    """Run ``docker``; return what it wrote."""
+    return subprocess.run(
+        ["docker", *args], check=True, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60
+    ).stdout
 
 
 @dataclass(frozen=True)
@@ -41,15 +48,19 @@ class Project:
             raise AssertionError(f"{' '.join(args)}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}\n{self.logs()}")
         return ended
 
-    def logs(self, service: str = "") -> str:
-        """Return what a service wrote, or what all of them did."""
-        args = ["logs", "--no-color", "--no-log-prefix", service] if service else ["logs", "--no-color"]
-        ended = self.compose(*args, check=False)
-        return ended.stdout + ended.stderr
+    def logs(self) -> str:
+        """Return the last lines of all services, cut to what one can read."""
+        written = self.compose("logs", "--no-color", "--tail", "20", check=False).stdout
+        return "\n".join(line[:200] for line in written.splitlines())
+
+    def written(self, service: str) -> str:
+        """Return what the only container of a service wrote."""
+        [container] = self.containers(service)
+        return docker("logs", container, stderr=subprocess.STDOUT)
 
     def batches(self) -> list[dict[str, Any]]:
         """Return what the trainer has had until now."""
-        return [json.loads(line) for line in self.logs("trainer").splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.written("trainer").splitlines() if line.startswith("{")]
 
     def containers(self, service: str) -> list[str]:
         """Return the ids of a service's containers, those that have ended too."""

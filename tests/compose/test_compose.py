@@ -1,7 +1,6 @@
 """docker-compose.yml, on a real engine."""
 
 import json
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from http.client import HTTPConnection
@@ -9,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from compose.project import Project
+from compose.project import Project, docker
 
 pytestmark = pytest.mark.timeout(1800)  # the first test builds the images
 
@@ -23,20 +22,15 @@ def senders(project: Project) -> set[str]:
     return {batch["server"] for batch in project.batches()[-50:]}
 
 
-def docker(*args: str) -> str:
-    """Run ``docker``."""
-    return subprocess.run(["docker", *args], check=True, capture_output=True, text=True, timeout=60).stdout
-
-
 def test_a_trainer_gets_every_sample_once_while_servers_come_and_are_killed(project: Project, prometheus: str) -> None:
     """From nothing to two servers, a third, and back to two; Prometheus sees them all."""
-    project = replace(
-        project, settings={"FEEDMILL_PROMETHEUS_IMAGE": prometheus, "FEEDMILL_PROMETHEUS_PORT": "0"}
-    )
+    project = replace(project, settings={"FEEDMILL_PROMETHEUS_IMAGE": prometheus, "FEEDMILL_PROMETHEUS_PORT": "0"})
     project.compose("up", "--detach")
     project.wait_until(lambda: len(senders(project)) == 2, "batches of two servers")
 
-    project.compose("--profile", "monitoring", "up", "--detach", "--no-recreate", "--scale", "server=3", "server", "prometheus")
+    project.compose(
+        "--profile", "monitoring", "up", "--detach", "--no-recreate", "--scale", "server=3", "server", "prometheus"
+    )
     project.wait_until(lambda: len(senders(project)) == 3, "batches of three servers")
     project.wait_until(lambda: len(asked(project, "feedmill_ready == 1")) == 3, "three servers in Prometheus")
     assert len(asked(project, "feedmill_samples_total > 0")) == 3
@@ -85,10 +79,10 @@ def test_containers_can_do_little(project: Project) -> None:
     published = [port for ports in inspected["NetworkSettings"]["Ports"].values() for port in ports or []]
     assert {port["HostIp"] for port in published} == {"127.0.0.1"}
 
-    # A fleet that runs without keys does not pass for one with keys.
-    ended = project.compose("--profile", "secure", "up", "--detach", check=False)
-    assert ended.returncode
-    assert "servers run already, without keys" in project.logs("keygen")
+    # Servers that run without keys do not get any behind their backs: they would pass for secure.
+    ended = project.compose("run", "--rm", "--no-TTY", "keygen", check=False)
+    assert ended.returncode == 1
+    assert "servers run already, without keys" in ended.stderr
 
     # A server that is told to end has said goodbye in time.
     project.compose("stop", "server")
@@ -104,16 +98,21 @@ def test_with_keys_nobody_gets_anything_without_them(project: Project) -> None:
     assert docker("wait", trainer).strip() == "0"
     assert len(project.batches()) == 32
 
-    stranger = project.compose("run", "--rm", "--no-deps", "--no-TTY", "trainer", "python", "-c", WITHOUT_A_KEY, check=False)
+    stranger = project.compose(
+        "run", "--rm", "--no-deps", "--no-TTY", "trainer", "python", "-c", WITHOUT_A_KEY, check=False
+    )
     assert stranger.returncode
     assert "ServerUnavailable" in stranger.stderr
     assert "one side has keys" in stranger.stderr
 
-    # The trainer has no secret but its own; what was secure once stays so without the profile, or does not run.
     code = "import os; print(os.listdir('/keys'))"
     listed = project.compose("run", "--rm", "--no-deps", "--no-TTY", "trainer", "python", "-c", code).stdout
+    assert "client.key_secret" in listed
     assert "server.key_secret" not in listed
-    project.compose("run", "--rm", "--no-deps", "--no-TTY", "keygen", "rm", "/keygen/server/server.key_secret")
+
+    # Where keys are wanted and cannot be had, nothing runs, with the profile or without.
+    project.compose("run", "--rm", "--no-TTY", "keygen", "rm", "/keygen/server/server.key_secret")
+    assert project.compose("--profile", "secure", "up", "--detach", check=False).returncode
     ended = project.compose("run", "--rm", "--no-deps", "--no-TTY", "server", check=False)
     assert ended.returncode == 2
     assert "server.key_secret" in ended.stderr

@@ -2,9 +2,9 @@
 
 ``python tests/compose/wheelhouse.py DIR``, and then FEEDMILL_WHEELS=DIR for tests/compose.
 
-pip must find a torch for CPUs (in PIP_FIND_LINKS, say). torchvision is PyPI's, whose operators are compiled for CUDA and do
-not load beside such a torch. feedmill uses none of them, so they are left out, and only declared, as `import torchvision`
-wants it. Such images are good for tests, and no others.
+pip must find a torch for CPUs (in PIP_FIND_LINKS, say). torchvision is PyPI's, whose operators are compiled for CUDA
+and do not load beside such a torch. feedmill uses none of them, so they are left out, and only declared, as `import
+torchvision` wants it. Such images are good for tests, and no others.
 """
 
 import subprocess

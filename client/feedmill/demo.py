@@ -36,13 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-_SHARDS: Final = 8
-_SHARD_SAMPLES: Final = 128
-"""1,024 pictures: enough to learn eight patterns, and a second and a half to train on once."""
-
-_SIDES: Final = (160, 240)
-"""Small photographs: 13 MB of disk, three seconds to draw."""
-
 _SERVERS: Final = 2
 
 _READY_SECONDS: Final = 60.0
@@ -139,15 +132,16 @@ class _Screen:
 def _pictures(screen: _Screen) -> list[Path]:
     """Return the shards of the demo, drawn now or by an earlier demo of this version."""
     from feedmill_server.cache import user_cache  # noqa: PLC0415 (beside the next)
+    from feedmill_server.draw import SAMPLES, SHARDS, SIDES  # noqa: PLC0415 (needs Pillow)
     from feedmill_server.pictures import CLASSES, write_shards  # noqa: PLC0415 (needs Pillow)
 
     directory = user_cache() / f"demo-{__version__}"
-    paths = [directory / f"pictures-{shard:06d}.tar" for shard in range(_SHARDS)]
-    count = _SHARDS * _SHARD_SAMPLES
+    paths = [directory / f"pictures-{shard:06d}.tar" for shard in range(SHARDS)]
+    count = SHARDS * SAMPLES
     if not all(path.is_file() for path in paths):
         with screen.progress("drawing", count) as update:
             try:
-                paths = write_shards(directory, shards=_SHARDS, samples=_SHARD_SAMPLES, sides=_SIDES, progress=update)
+                paths = write_shards(directory, shards=SHARDS, samples=SAMPLES, sides=SIDES, progress=update)
             except OSError as error:
                 raise UsageError(f"cannot write the demo's pictures: {error}; set XDG_CACHE_HOME") from error
     screen.say("pictures", f"{count:,} of {len(CLASSES)} classes, in {directory}")

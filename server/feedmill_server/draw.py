@@ -10,13 +10,13 @@ from feedmill_protocol.errors import UsageError
 from .pictures import write_shards
 from .progress import shown
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["SAMPLES", "SHARDS", "SIDES", "add_arguments", "run"]
 
-_SHARDS: Final = 8
-_SAMPLES: Final = 128
+SHARDS: Final = 8
+SAMPLES: Final = 128
 """1,024 pictures: enough to learn eight patterns; three seconds to draw."""
 
-_SIDES: Final = (160, 240)
+SIDES: Final = (160, 240)
 """Small photographs, in pixels: 13 MB of disk."""
 
 
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "dir", type=Path, metavar="DIR", help="where to write pictures-000000.tar, … unless all are there"
     )
-    parser.add_argument("--shards", metavar="N", type=int, default=_SHARDS, help="default: %(default)s")
-    parser.add_argument("--samples", metavar="N", type=int, default=_SAMPLES, help="of a shard (default: %(default)s)")
+    parser.add_argument("--shards", metavar="N", type=int, default=SHARDS, help="default: %(default)s")
+    parser.add_argument("--samples", metavar="N", type=int, default=SAMPLES, help="of a shard (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
                     args.dir,
                     shards=shards,
                     samples=samples,
-                    sides=_SIDES,
+                    sides=SIDES,
                     progress=lambda done: advance("pictures", done, shards * samples),
                 )
             except OSError as error:

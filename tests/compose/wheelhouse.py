@@ -41,13 +41,13 @@ def _download(requirement: str, folder: Path) -> None:
 
 
 def _without_operators(wheel: Path, target: Path) -> None:
-    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as out:
-        for name in source.namelist():
-            content = source.read(name)
-            if name == "torchvision/extension.py":
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(target, "w") as out:
+        for member in source.infolist():
+            content = source.read(member)
+            if member.filename == "torchvision/extension.py":
                 content += DECLARED.encode()
-            if ".so" not in Path(name).name:
-                out.writestr(name, content)
+            if ".so" not in Path(member.filename).name:
+                out.writestr(member, content)  # with its time: the same wheel each time, which layers are cached by
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ check: $(READY)  ## what CI checks besides the tests
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/shellcheck .ci/run docker/entrypoint.sh docker/slurm/*.sbatch
-	$(VENV)/bin/hadolint docker/Dockerfile
+	$(VENV)/bin/shellcheck .ci/run docker/keygen docker/with-keys docker/slurm/*.sbatch
+	$(VENV)/bin/hadolint docker/Dockerfile tests/compose/prometheus.Dockerfile
+	! docker compose version >/dev/null 2>&1 || docker compose --profile '*' config --quiet
 
 cover: $(READY)  ## the protocol, by its own tests, every branch
 	$(PY) -m pytest tests/protocol -q --cov=feedmill_protocol --cov-branch --cov-fail-under=100 --cov-report=term-missing:skip-covered

@@ -14,6 +14,7 @@ __all__ = ["main"]
 
 _COMMANDS: Final = {
     "serve": ("feedmill_server.cli", "serve batches of augmented samples from shards"),
+    "draw": ("feedmill_server.draw", "make a small dataset to try things with"),
     "pack": ("feedmill_server.pack", "make shards of a folder of pictures"),
     "bake": ("feedmill.bake", "augment offline: write epochs of a pipeline as new shards"),
     "bench": ("feedmill.bench", "iterate over a server's batches and say how fast they come"),

@@ -36,13 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-_SHARDS: Final = 8
-_SHARD_SAMPLES: Final = 128
-"""1,024 pictures: enough to learn eight patterns, and a second and a half to train on once."""
-
-_SIDES: Final = (160, 240)
-"""Small photographs: 13 MB of disk, three seconds to draw."""
-
 _SERVERS: Final = 2
 
 _READY_SECONDS: Final = 60.0
@@ -65,9 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where to write the contact sheet (default: %(default)s)",
     )
-    parser.add_argument(
-        "--draw", type=Path, metavar="DIR", help="only draw the pictures, as shards in DIR, unless they are there"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,15 +65,10 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from rich.console import Console  # noqa: PLC0415 (the thin client comes without it)
 
-    from feedmill_server.cache import user_cache  # noqa: PLC0415 (nor with this)
-
     screen = _Screen(Console(highlight=False, soft_wrap=True))
     started = time.monotonic()
-    if args.draw is not None:
-        _pictures(screen, args.draw)
-        return 0
     with _ended_by_signals():
-        shards = _pictures(screen, user_cache() / f"demo-{__version__}")
+        shards = _pictures(screen)
         with ExitStack() as stack:
             servers = [stack.enter_context(_Server(shards)) for _ in range(_SERVERS)]
             urls = [server.ready() for server in servers]
@@ -144,20 +129,21 @@ class _Screen:
             yield lambda done, note="": bars.update(task, completed=done, note=note)
 
 
-def _pictures(screen: _Screen, directory: Path) -> list[Path]:
-    """Return the shards of the demo, drawn now or earlier."""
+def _pictures(screen: _Screen) -> list[Path]:
+    """Return the shards of the demo, drawn now or by an earlier demo of this version."""
+    from feedmill_server.cache import user_cache  # noqa: PLC0415 (beside the next)
+    from feedmill_server.draw import SAMPLES, SHARDS, SIDES  # noqa: PLC0415 (needs Pillow)
     from feedmill_server.pictures import CLASSES, write_shards  # noqa: PLC0415 (needs Pillow)
 
-    paths = [directory / f"pictures-{shard:06d}.tar" for shard in range(_SHARDS)]
-    count = _SHARDS * _SHARD_SAMPLES
+    directory = user_cache() / f"demo-{__version__}"
+    paths = [directory / f"pictures-{shard:06d}.tar" for shard in range(SHARDS)]
+    count = SHARDS * SAMPLES
     if not all(path.is_file() for path in paths):
         with screen.progress("drawing", count) as update:
             try:
-                paths = write_shards(directory, shards=_SHARDS, samples=_SHARD_SAMPLES, sides=_SIDES, progress=update)
+                paths = write_shards(directory, shards=SHARDS, samples=SAMPLES, sides=SIDES, progress=update)
             except OSError as error:
-                raise UsageError(
-                    f"cannot write the demo's pictures: {error}; set XDG_CACHE_HOME, or --draw them elsewhere"
-                ) from error
+                raise UsageError(f"cannot write the demo's pictures: {error}; set XDG_CACHE_HOME") from error
     screen.say("pictures", f"{count:,} of {len(CLASSES)} classes, in {directory}")
     return paths
 

@@ -65,6 +65,9 @@ def test_with_keys_a_stranger_gets_nothing() -> None:
         files = docker("exec", compose.containers("trainer")[0], "ls", "/keys").split()
         assert files == ["client.key", "client.key_secret", "server.key"]
         assert {epoch["distinct"] for epoch in compose.epochs()} == {SAMPLES}
+        (trainer,) = compose.containers("trainer")
+        docker("stop", trainer)
+        assert docker("inspect", "--format", "{{.State.ExitCode}}", trainer).strip() == "130"  # KeyboardInterrupt
 
 
 def test_the_server_is_refused_a_network_that_nobody_called_safe() -> None:

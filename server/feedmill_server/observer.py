@@ -68,8 +68,9 @@ class Observer:
         if now - self.snapshot.at >= _EVERY or self.snapshot.state != _state(broker):
             self._look(now, broker)
             if self._strip_wanted and now - self._strip_at >= _STRIP_EVERY:
-                self._strip_wanted, self._strip_at = False, now
+                self._strip_wanted = False
                 if broker.newest is not None:
+                    self._strip_at = now
                     self.strip = copy(broker.newest) or self.strip
 
     def _look(self, now: float, broker: Broker[Slot]) -> None:

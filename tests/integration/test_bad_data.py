@@ -235,4 +235,4 @@ def test_a_server_that_may_hardly_open_files_says_so_at_once(tmp_path: Path, ser
             "3",
             PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
         )
-    assert "this process may open 100 files, of at least 678; raise it with 'ulimit -Hn'" in str(raised.value)
+    assert "this process may open 100 files, of at least 870; raise it with 'ulimit -Hn'" in str(raised.value)

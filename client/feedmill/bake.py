@@ -8,6 +8,7 @@ missing. Every epoch begins a shard.
 from __future__ import annotations
 
 import logging
+import shlex
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         with writer.making(made), shown("baking") as advance:
             shards = bake(feed, writer, stored, epochs, samples, partial(advance, "samples"))
     print(f"{epochs * feed.samples:,} samples of {epochs:,} epochs")
-    print(f"feedmill serve '{writer.braces(shards)}' --pipeline {writer.description}")
+    print(f"feedmill serve '{writer.braces(shards)}' --pipeline {shlex.quote(str(writer.description))}")
     return 0
 
 

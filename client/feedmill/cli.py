@@ -1,6 +1,7 @@
 """The command ``feedmill``: finds the subcommand, and turns every error that feedmill raises into one line."""
 
 import argparse
+import errno
 import os
 import sys
 from importlib import import_module
@@ -30,6 +31,9 @@ _COMMANDS: Final = {
 """Subcommands: the module that has its `add_arguments` and `run`, and what it does. A module is imported when its
 command is used: a server needs no torch in its broker, a trainer no torchvision."""
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that has no room for what a command prints: for a figure every minute, say, of `monitor --json`."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; return the exit code: 0, or 2 after an error, or 130 after Ctrl-C.
@@ -50,6 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         return 141
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"feedmill: the output cannot be written: {error.strerror}; make room", file=sys.stderr)
+        return 2
     return code
 
 

@@ -49,7 +49,9 @@ _UNASKED: Final = 1024
 _REFUSALS: Final[dict[int, str]] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "does not know our key; put it into its folder of authorized clients",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no connection: one side has keys, and the other has none",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "no connection: it hangs up; perhaps one side has keys that the other lacks",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: (
+        "no connection: it hangs up; perhaps one side has keys that the other lacks, or server.key is another server's"
+    ),
 }
 """What libzmq says of a server that is there, and does not talk to us."""
 

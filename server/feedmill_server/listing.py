@@ -58,6 +58,12 @@ def _found(name: str, pattern: str) -> list[Path]:
         return [path]
     if found := sorted(glob.glob(name, recursive=True)):  # noqa: PTH207  # Path.glob refuses absolute patterns
         return [Path(path) for path in found]
+    try:  # glob says nothing of a folder that it may not read
+        next(path.parent.iterdir(), None)
+    except PermissionError as error:
+        raise ShardError(name, f"{path.parent} cannot be read: {error.strerror}; allow this user to") from None
+    except OSError:
+        pass  # there is no such folder, or it has a pattern in its name
     raise ShardError(name, f"no file matches {pattern!r}; check it against the folder")
 
 

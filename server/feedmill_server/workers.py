@@ -164,10 +164,19 @@ class Workers:
         except TimeoutError:
             return
         except ChannelClosed:
-            raise PipelineError("the process that loads the pipelines ended; its last words are above") from None
+            raise PipelineError(f"the process that loads the pipelines {self._last_words()}") from None
         if kind == "unfit":
             raise PipelineError(answer[0])
         self._loaded = [PipelineFacts(*facts) for facts in answer[0]], answer[1]
+
+    def _last_words(self) -> str:
+        try:
+            code = self._process.wait(_GRACE) if self._process else 0
+        except subprocess.TimeoutExpired:
+            return "hung up, and does not end"
+        if code == -signal.SIGKILL:
+            return "was killed, which the kernel does where memory is short; raise the limit, or load less"
+        return f"{describe(code)}; its last words are above"
 
     def bury_fork_server(self, now: float) -> list[int]:
         """Take note that the fork server died; return the numbers of the workers that died with it.

@@ -119,6 +119,22 @@ def test_monitor_ends_when_nobody_reads_it(fleet: Fleet, tmp_path: Path) -> None
         assert process.stderr.read() == ""
 
 
+def test_a_full_disk_under_the_output_is_one_line(tmp_path: Path) -> None:
+    """As of `feedmill … >> log`."""
+    shard = write_tar(tmp_path / "a.tar", [("0", {"cls": b"1"})])
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("shards", "info", shard),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "feedmill: the output cannot be written: No space left on device; make room\n"
+
+
 def test_monitor_at_a_terminal_refreshes_in_place(fleet: Fleet, tmp_path: Path) -> None:
     """The second table is written over the first; Ctrl-C ends it well."""
     master, slave = os.openpty()

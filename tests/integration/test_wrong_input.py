@@ -75,6 +75,18 @@ def test_a_glob_that_matches_nothing_is_named(refuse: Callable[..., Refused]) ->
     assert "no file matches 'train-*.tar'" in refused.line
 
 
+def test_a_pipeline_whose_process_is_killed_is_told_apart_from_one_that_raises(
+    refuse: Callable[..., Refused], tmp_path: Path, numbers: Path
+) -> None:
+    """As the kernel does in a container whose memory does not suffice for the imports: nobody has last words."""
+    (tmp_path / "killed.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    refused = refuse(numbers, "--pipeline", "killed.py:TRAIN")
+    assert refused.code == 2
+    assert (
+        "the process that loads the pipelines was killed, which the kernel does where memory is short" in refused.line
+    )
+
+
 def test_a_shard_that_is_no_tar_is_named(refuse: Callable[..., Refused], tmp_path: Path) -> None:
     """Something else has the name of a shard."""
     (tmp_path / "photo.tar").write_bytes(b"\xff\xd8\xff\xe0" * 1000)

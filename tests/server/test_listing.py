@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,14 @@ def test_what_is_not_there_is_an_error(pattern: str, says: str) -> None:
     """The error names the file that is missing and the pattern that asked for it."""
     with pytest.raises(ShardError, match=says):
         expand([pattern])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_read_is_told_apart_from_an_empty_one(folder: Path) -> None:
+    """A container's user, for example, is often not allowed what the one who started it is."""
+    (folder / "closed").mkdir(mode=0)
+    with pytest.raises(ShardError, match=r"closed cannot be read: Permission denied"):
+        expand(["closed/*.tar"])
 
 
 def test_a_shard_given_twice_is_an_error(folder: Path) -> None:

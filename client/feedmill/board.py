@@ -32,7 +32,7 @@ _LISTED: Final = 8
 """Bad samples, and addresses of clients."""
 
 _REASON: Final = 200
-"""Letters of a reason: three lines of a usual terminal."""
+"""Characters of a reason: three lines of a usual terminal."""
 
 _BAR: Final = (8, 24)
 """Characters of a server's bar, at least and at most."""
@@ -135,8 +135,9 @@ def _megabytes(status: Status | None) -> str:
 
 def _fitting(columns: list[_Column], width: int) -> list[_Column]:
     """Leave out columns until the others fit; the name of a server may be cut."""
+    columns = columns.copy()
     while len(columns) > 3 and sum(column.width + _GAP for column in columns) > width:
-        columns = [column for column in columns if column is not min(columns, key=lambda column: column.rank)]
+        columns.remove(min(columns, key=lambda column: column.rank))
     return columns
 
 

@@ -133,10 +133,10 @@ def _pictures(screen: _Screen) -> list[Path]:
     """Return the shards of the demo, drawn now or by an earlier demo of this version."""
     from feedmill_server.cache import user_cache  # noqa: PLC0415 (beside the next)
     from feedmill_server.draw import SAMPLES, SHARDS, SIDES  # noqa: PLC0415 (needs Pillow)
-    from feedmill_server.pictures import CLASSES, write_shards  # noqa: PLC0415 (needs Pillow)
+    from feedmill_server.pictures import CLASSES, shard_paths, write_shards  # noqa: PLC0415 (needs Pillow)
 
     directory = user_cache() / f"demo-{__version__}"
-    paths = [directory / f"pictures-{shard:06d}.tar" for shard in range(SHARDS)]
+    paths = shard_paths(directory, SHARDS)
     count = SHARDS * SAMPLES
     if not all(path.is_file() for path in paths):
         with screen.progress("drawing", count) as update:

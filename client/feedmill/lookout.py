@@ -1,7 +1,7 @@
 """The lookout: asks servers how they are, over and over, and knows what each said last.
 
 The rule of this file: a server that is dead, hangs, trickles or talks without end costs itself its line, and the others
-nothing. So each answer has a deadline and a limit, and nobody waits for another's.
+nothing. So each answer has a deadline and a limit, and nobody waits for another's, unless a hundred hang at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _AT_ONCE: Final = 100
 _LOOK_UP_EVERY: Final = 5.0
 """Seconds between look-ups of host names, as a feed has."""
 
-_LETTERS: Final = 65536
+_CHUNK: Final = 65536
+"""Bytes that are read at a time."""
 
 
 def parse_urls(patterns: Sequence[str]) -> tuple[Url, ...]:
@@ -102,7 +103,8 @@ class Lookout:
         def look_up() -> None:
             while not ended.is_set():
                 # A name that resolves to nothing any more keeps what it had.
-                self._resolved |= {url: _one_family(endpoints) for url in names if (endpoints := url.resolve())}
+                addresses = {url: _one_family(endpoints) for url in names if (endpoints := url.resolve())}
+                self._resolved = self._resolved | addresses  # a new one: another thread may be reading the old
                 found.set()
                 ended.wait(_LOOK_UP_EVERY)
 
@@ -141,8 +143,10 @@ class Lookout:
             await asyncio.sleep(begun + every - time.monotonic())
 
     def _ask(self) -> None:
-        """Ask those that are not being asked already."""
-        for endpoint in set().union(*self._resolved.values()) - self._asking.keys():
+        """Ask those that are not being asked already; forget those that no name has any more."""
+        endpoints = frozenset[str]().union(*self._resolved.values())
+        self._sights = {endpoint: sight for endpoint, sight in self._sights.items() if endpoint in endpoints}
+        for endpoint in endpoints - self._asking.keys():
             task = asyncio.create_task(self._look(endpoint))
             self._asking[endpoint] = task
             task.add_done_callback(lambda _, endpoint=endpoint: self._asking.pop(endpoint))  # type: ignore[misc]
@@ -183,7 +187,7 @@ async def _fetch(endpoint: str) -> bytes:
 async def _read(reader: asyncio.StreamReader) -> bytes:
     """Return all that comes. Raises ProtocolError for what is no HTTP, at once, and for too much."""
     answer = b""
-    while data := await reader.read(_LETTERS):
+    while data := await reader.read(_CHUNK):
         answer += data
         if not answer.startswith(b"HTTP/1."[: len(answer)]):
             raise ProtocolError("it does not speak HTTP; give the port of --http, not that of batches")

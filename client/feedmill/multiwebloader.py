@@ -23,11 +23,10 @@ __all__ = ["MultiWebLoader"]
 class MultiWebLoader(WebLoader):
     """A `WebLoader` whose samples are made by ``processes`` worker processes of a private server.
 
-    Batches are the same, in the same order. Up to ``queue_size`` are
-    made ahead. ``multi_pipe`` is a function from the iterator of batches to the one that is handed out, or
-    "sync_gpu_transfer" or "async_gpu_transfer", which bring arrays and tensors to the GPU. It runs in this process, as
-    do batch_transforms and converters. Every sample comes once, whatever the number of processes; so ``split=False`` is
-    refused.
+    Batches are the same, in the same order. Up to ``queue_size`` are made ahead. ``multi_pipe`` is a function from the
+    iterator of batches to the one that is handed out, or "sync_gpu_transfer" or "async_gpu_transfer", which bring
+    arrays and tensors to the GPU. It runs in this process, as do batch_transforms and converters. Every sample comes
+    once, whatever the number of processes; so ``split=False`` is refused.
 
     What is sent are tensors: every field must end as a tensor, an array or a number, of the same dtype and shape for
     all samples. A ``pipeline`` sees one sample at a time, and makes one of it. The data are shards, not an iterable.

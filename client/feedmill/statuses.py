@@ -28,8 +28,8 @@ STAGES: Final = ("read", "decode", "transform")
 _LISTED: Final = 100
 """Bad samples and clients: as many as a server lists."""
 
-_LETTERS: Final = 2000
-"""Of a text: a reason, the longest, has half of it."""
+_TEXT: Final = 2000
+"""Characters of a text: a reason, the longest, has half of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class _Said:
         value = self._said.get(name)
         if not isinstance(value, str):
             raise self._unexpected(name, "a string")
-        return printable(value[:_LETTERS].replace("\N{NO-BREAK SPACE}", " "))  # which a terminal would not show as one
+        return printable(value[:_TEXT].replace("\N{NO-BREAK SPACE}", " "))  # which a terminal would not show as one
 
     def number(self, name: str, most: int = limits.INT63) -> float:
         value = self._said.get(name)

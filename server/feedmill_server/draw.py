@@ -7,7 +7,7 @@ from typing import Final
 from feedmill_protocol.arguments import integer
 from feedmill_protocol.errors import UsageError
 
-from .pictures import write_shards
+from .pictures import shard_paths, write_shards
 from .progress import shown
 
 __all__ = ["SAMPLES", "SHARDS", "SIDES", "add_arguments", "run"]
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw the shards, unless all of them are there already, and say which. Raises FeedmillError."""
     shards = integer("shards", args.shards, 1, 10_000)
     samples = integer("samples", args.samples, 1, 100_000)
-    paths = [args.dir / f"pictures-{shard:06d}.tar" for shard in range(shards)]
+    paths = shard_paths(args.dir, shards)
     if not all(path.is_file() for path in paths):
         with shown("drawing") as advance:
             try:

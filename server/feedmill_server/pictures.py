@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 
 from feedmill_protocol.errors import UsageError
 
-__all__ = ["CLASSES", "draw", "write_shards"]
+__all__ = ["CLASSES", "draw", "shard_paths", "write_shards"]
 
 _Plane: TypeAlias = NDArray[np.float32]
 
@@ -209,6 +209,11 @@ def _shadow(ink: _Plane, canvas: _Canvas) -> _Plane:
     return np.asarray(mask, np.float32) / np.float32(255)
 
 
+def shard_paths(directory: Path, shards: int) -> list[Path]:
+    """Return where `write_shards` writes."""
+    return [directory / f"pictures-{shard:06d}.tar" for shard in range(shards)]
+
+
 def write_shards(
     directory: Path,
     *,
@@ -228,17 +233,16 @@ def write_shards(
     """
     _check(shards, samples, seed, classes, sides)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths = shard_paths(directory, shards)
     with tempfile.TemporaryDirectory(prefix=".pictures-", dir=directory) as unfinished:
-        for shard in range(shards):
-            path = Path(unfinished) / f"pictures-{shard:06d}.tar"
-            with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for shard, path in enumerate(paths):
+            drawn = Path(unfinished) / path.name
+            with tarfile.open(drawn, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for number in range(shard * samples, (shard + 1) * samples):
                     _add_sample(tar, number, seed, classes, sides)
                     if progress is not None:
                         progress(number + 1)
-            paths.append(directory / path.name)
-            path.replace(paths[-1])
+            drawn.replace(path)
     return paths
 
 

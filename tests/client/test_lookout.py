@@ -137,6 +137,16 @@ def test_a_name_is_all_its_addresses_whenever_they_come(monkeypatch: pytest.Monk
     assert seen[:6] == [["http://cpu:1"], ["http://cpu:1"], one, one, both, both]
 
 
+def test_an_address_that_no_name_has_any_more_is_forgotten() -> None:
+    """Or a lookout before servers that come and go, with new addresses each time, would remember them all."""
+    (url,) = parse_urls(["127.0.0.1:1"])
+    watch = Lookout([url])
+    for endpoint in ("http://127.0.0.1:1", "http://127.0.0.2:1"):
+        watch._resolved = {url: frozenset({endpoint})}
+        asyncio.run(watch.look())
+        assert [*watch._sights] == [endpoint]
+
+
 @pytest.mark.parametrize(
     ("patterns", "urls"),
     [

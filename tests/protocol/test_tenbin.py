@@ -66,6 +66,7 @@ def test_elements_are_not_copied_without_need() -> None:
 @pytest.mark.parametrize(
     ("arrays", "infos", "says"),
     [
+        ([], None, "there are no arrays"),
         ([np.zeros(2, "U3")], None, "tenbin has no dtype <U3"),
         ([np.zeros(2, object)], None, "tenbin has no dtype object"),
         ([np.zeros((1,) * 10)], None, "an array of 10 dimensions"),

@@ -8,11 +8,15 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Final
 
 from feedmill_protocol import braces
 from feedmill_protocol.errors import UsageError
 
-__all__ = ["Url", "parse"]
+__all__ = ["LOOK_UP_EVERY", "Url", "parse"]
+
+LOOK_UP_EVERY: Final = 5.0
+"""Seconds between look-ups of host names: how soon a server that was added to a service is found."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from feedmill_protocol.messages import Batch, Get, Message, Welcome
 from feedmill_protocol.tensors import offsets
 from feedmill_sockets.inflow import Inflow, may_hold
 
-from .addresses import Url
+from .addresses import LOOK_UP_EVERY, Url
 from .keys import Keys
 from .peer import LINGER_MS, Peer, read
 
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Arrived", "Connection"]
-
-_LOOK_UP_EVERY: Final = 5.0
-"""Seconds between look-ups of host names: how soon a server that was added to a service is found."""
 
 _LOOK_UP_AGAIN: Final = 0.5
 """Seconds until a name that was not found is looked up again: at start, names and servers come up in any order."""
@@ -314,7 +311,7 @@ class Connection:
         while self.usable:
             found = {url: url.resolve() for url in names}
             self._command(lambda _, found=found: self._resolve(found))  # type: ignore[misc]
-            self._closing.wait(_LOOK_UP_EVERY if all(found.values()) else _LOOK_UP_AGAIN)
+            self._closing.wait(LOOK_UP_EVERY if all(found.values()) else _LOOK_UP_AGAIN)
 
     def _resolve(self, found: Mapping[Url, frozenset[str]]) -> None:
         """Hold connections to what the names resolve to now. A name that resolves to nothing keeps what it had."""

@@ -19,7 +19,7 @@ from feedmill_protocol import braces
 from feedmill_protocol.errors import FeedmillError, ProtocolError, ServerUnavailable, UsageError
 from feedmill_protocol.printing import printable
 
-from .addresses import Url
+from .addresses import LOOK_UP_EVERY, Url
 from .statuses import BYTES, parse
 
 if TYPE_CHECKING:
@@ -40,9 +40,6 @@ _PATIENCE: Final = 0.5
 
 _AT_ONCE: Final = 100
 """Connections: far fewer than a process may have descriptors."""
-
-_LOOK_UP_EVERY: Final = 5.0
-"""Seconds between look-ups of host names, as a feed has."""
 
 _CHUNK: Final = 65536
 """Bytes that are read at a time."""
@@ -106,7 +103,7 @@ class Lookout:
                 addresses = {url: _one_family(endpoints) for url in names if (endpoints := url.resolve())}
                 self._resolved = self._resolved | addresses  # a new one: another thread may be reading the old
                 found.set()
-                ended.wait(_LOOK_UP_EVERY)
+                ended.wait(LOOK_UP_EVERY)
 
         if names:
             threading.Thread(target=look_up, name="feedmill-names", daemon=True).start()

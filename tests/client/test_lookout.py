@@ -129,7 +129,7 @@ def test_a_name_is_all_its_addresses_whenever_they_come(monkeypatch: pytest.Monk
         return frozenset(answers.pop(0) if answers else [])
 
     monkeypatch.setattr(Url, "resolve", resolve)
-    monkeypatch.setattr(lookout, "_LOOK_UP_EVERY", 0.01)
+    monkeypatch.setattr(lookout, "LOOK_UP_EVERY", 0.01)
     assert [sight.trouble for sight in watch.sights().values()] == ["the name resolves to no address"]
     with watch.looking_up():
         wait_until(lambda: len(seen) > 5, 5, "the name is looked up again and again")

@@ -9,7 +9,8 @@ workers and sends its replies. Rules that bind this file:
   turns, each with its oldest request; one that has more than its share of the memory on its way waits until it has
   taken it.
 * Memory is the limit: a batch is begun when there is a slot for it. Finished batches keep their slots, and are the
-  cache, until another batch needs the memory.
+  cache, until another batch needs the memory. Where nobody asks twice, the next batch takes the memory of one that
+  has left, and no more memory than that.
 * What a worker had when it died, or was ended because it hung, is done again; the sample that this happens to twice is
   bad.
 """
@@ -75,9 +76,21 @@ class _Client(Generic[M]):
 
 
 class Broker(Generic[M]):
-    """The requests of all clients at one server, and the builds that answer them."""
+    """The requests of all clients at one server, and the builds that answer them.
 
-    def __init__(self, streams: Sequence[Stream], pool: Pool[M], *, server: str, boot: str, workers: int) -> None:
+    Finished batches stay for whoever asks for them next, if ``caching``.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        pool: Pool[M],
+        *,
+        server: str,
+        boot: str,
+        workers: int,
+        caching: bool = True,
+    ) -> None:
         self.replies: deque[Reply[M]] = deque()
         self.tally = Tally()
         self.newest: Build[M] | None = None  # the batch that was finished last; it has a slot while it is in the cache
@@ -86,6 +99,7 @@ class Broker(Generic[M]):
         self._counts = {stream.name: stream.counts.astype("<u4").tobytes() for stream in streams}  # 64 MB at worst
         self._pool = pool
         self._server, self._boot, self._workers = server, boot, workers
+        self._caching = caching
         self._clients: OrderedDict[bytes, _Client[M]] = OrderedDict()  # whose turn it is comes first
         self._builds: OrderedDict[BuildName, Build[M]] = OrderedDict()  # the least recently wanted first
         self._spans = 0  # of all builds
@@ -366,12 +380,12 @@ class Broker(Generic[M]):
 
     def _take(self, nbytes: int) -> M | None:
         """Find a slot, at the expense of the cache if need be."""
+        idle = deque(b for b in self._builds.values() if b.done and b.slot and not b.slot.pins)
+        while idle and not self._caching:
+            self._drop(idle.popleft())
         slot = self._pool.take(nbytes)
-        idle = (b for b in list(self._builds.values()) if b.done and b.slot and not b.slot.pins)
-        for build in idle:
-            if slot is not None:
-                break
-            self._drop(build)
+        while idle and slot is None:
+            self._drop(idle.popleft())
             slot = self._pool.take(nbytes)
         return slot
 

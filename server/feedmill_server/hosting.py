@@ -17,7 +17,11 @@ __all__ = ["hosted"]
 
 @contextmanager
 def hosted(
-    config: ServerConfig, progress: Callable[[str, int, int], None], handed: int | None = None
+    config: ServerConfig,
+    progress: Callable[[str, int, int], None],
+    handed: int | None = None,
+    *,
+    caching: bool = True,
 ) -> Iterator[Server]:
     """Make this process a server, until the block ends; see `Server` for the arguments. Raises UsageError."""
     # Slots, shards and clients take descriptors; the usual 1024 is for programs that call select().
@@ -29,7 +33,7 @@ def hosted(
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     context = zmq.Context()
     try:
-        with Server(config, context, progress, handed) as server:
+        with Server(config, context, progress, handed, caching=caching) as server:
             yield server
     finally:
         context.destroy(linger=0)

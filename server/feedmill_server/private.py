@@ -71,7 +71,8 @@ def _serve(lifeline: Channel, order: int, pipeline: int | None) -> int:
         try:
             lifeline.send("begun")
             config = _config(order, handed=pipeline is not None)
-            with shown("indexing") as progress, hosted(config, progress, pipeline) as server:
+            # One trainer asks for nothing twice: what it has taken makes room.
+            with shown("indexing") as progress, hosted(config, progress, pipeline, caching=False) as server:
                 server.prepare()
                 _bind(server, lifeline)
                 server.run()

@@ -70,7 +70,8 @@ class Server:
     """A server of ``config``. Use it as a context manager: `prepare`, `bind`, `run`.
 
     ``progress`` is told of each stream how far indexing is: its name, shards that are done, all shards. ``handed`` is a
-    descriptor of a pipeline for `feedmill_server.handover`; the only stream then has that one.
+    descriptor of a pipeline for `feedmill_server.handover`; the only stream then has that one. ``caching`` keeps finished
+    batches for others who may ask for them.
     """
 
     def __init__(
@@ -79,11 +80,14 @@ class Server:
         context: zmq.Context[zmq.Socket[bytes]],
         progress: Callable[[str, int, int], None],
         handed: int | None = None,
+        *,
+        caching: bool = True,
     ) -> None:
         self.config = config
         self.served: list[Served] = []
         self.serving = False
         self._progress = progress
+        self._caching = caching
         pipelines = [(s.pipeline or PRESETS[s.preset], s.exact) for s in config.streams.values()]
         self._workers = Workers(
             config.workers,
@@ -141,6 +145,7 @@ class Server:
             server=self.config.name,
             boot=secrets.token_hex(8),
             workers=self.config.workers,
+            caching=self._caching,
         )
 
     # Serving.

@@ -105,10 +105,13 @@ class Scene:
     memory: int = nbytes(32) * 100
     streams: Sequence[Stream] = field(default_factory=lambda: [stream()])
     now: float = 0.0
+    caching: bool = True
 
     def __post_init__(self) -> None:
         self.pool = Pool(self.memory)
-        self.broker: Broker[Memory] = Broker(self.streams, self.pool, server="host", boot="boot", workers=3)
+        self.broker: Broker[Memory] = Broker(
+            self.streams, self.pool, server="host", boot="boot", workers=3, caching=self.caching
+        )
 
     def say(self, client: bytes, message: Message, payload: bytes = b"") -> None:
         self.broker.receive(client, message, payload, self.now)
@@ -399,6 +402,24 @@ def test_the_cache_gives_way_to_new_batches_the_least_recently_wanted_first() ->
     scene.get(BOB, 3, start=16)
     assert scene.types() == []
     assert (scene.broker.tally.cache_hits, scene.pool.used) == (3, 3 * nbytes(16))
+
+
+def test_without_a_cache_the_next_batch_takes_the_memory_of_one_that_has_left() -> None:
+    """And no more, unless all of them are still on their way."""
+    scene = Scene(caching=False)
+    for batch in range(4):
+        scene.get(ANN, batch, start=16 * batch)
+        scene.finish()
+        scene.sent()
+    assert scene.pool.used == nbytes(16)
+    scene.get(ANN, 4, start=0)
+    scene.finish()
+    (on_its_way,) = scene.broker.replies
+    scene.broker.replies.clear()
+    scene.get(ANN, 5, start=16)
+    scene.finish()
+    assert (scene.broker.tally.cache_hits, scene.pool.used) == (0, 2 * nbytes(16))
+    scene.broker.sent(on_its_way)
 
 
 def test_a_client_that_takes_slowly_leaves_the_others_their_share(scene: Scene) -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +121,7 @@ class Connection:
         self._working: float | None = None
         self._counters = dict.fromkeys(_COUNTERS, 0)
         self._error: FeedmillError | None = None
+        self._told = False  # whether the error was raised
         self._ended = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feedmill", daemon=True)
@@ -168,6 +169,12 @@ class Connection:
         """Whether there is anything to wait for: neither closed nor failed."""
         return self._error is None and not self._closing.is_set()
 
+    def complain(self) -> None:
+        """Raise the error that ended the connection, if nobody was told; not that servers are away, which may pass."""
+        with self._lock:
+            if self._error is not None and not self._told and not isinstance(self._error, ServerUnavailable):
+                self._tell(self._error)
+
     def counters(self) -> dict[str, int]:
         """Return what the ledger has counted."""
         with self._lock:
@@ -202,11 +209,15 @@ class Connection:
         # The ledger's deadline ends the wait; waking now and then lets Ctrl-C through everywhere.
         while not happened():
             if self._error is not None:
-                raise self._error
+                self._tell(self._error)
             if not self._thread.is_alive():
                 raise UsageError("the feed was closed while a batch was awaited")
             self.guard()
             self._lock.wait(0.5)
+
+    def _tell(self, error: FeedmillError) -> NoReturn:
+        self._told = True
+        raise error
 
     def _command(self, command: Callable[[float], None]) -> None:
         with self._lock:

@@ -359,8 +359,10 @@ class Feed:
 
     def _connect(self) -> None:
         """Make sure of a connection: another process after a fork, and a failed one, needs a new one."""
-        if self._connection.pid == os.getpid() and self._connection.usable:
-            return
+        if self._connection.pid == os.getpid():
+            self._connection.complain()
+            if self._connection.usable:
+                return
         self._finalizer()
         self._connection = self._reopen()
         self._finalizer = weakref.finalize(self, self._connection.close)

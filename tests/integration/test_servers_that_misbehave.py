@@ -16,6 +16,7 @@ from feedmill_protocol.tensors import TensorSpec
 from integration.epochs import TIMEOUT
 from integration.fakes import COUNTS, WELCOME, FakeServer, Frames, batch, block, frames, honest, sealed, silence
 from integration.fleet import Data, Fleet
+from integration.processes import wait_until
 
 PROMPT = 10.0
 """Seconds within which an error that needs no time-out must come; most of it is for a busy machine."""
@@ -106,18 +107,35 @@ def test_a_server_with_several_streams_asks_which(fleet: Fleet) -> None:
 def test_servers_with_different_data_are_told_apart(fleet: Fleet) -> None:
     """Two servers of one stream must agree on it. It may be found out before the first batch is asked for, or then."""
 
-    def answer(message: Message, payload: bytes) -> Sequence[Frames]:
-        if isinstance(message, Hello):
-            return [frames(replace(WELCOME, stream="slow"), COUNTS.astype("<u4").tobytes())]
-        return honest(message, payload)
-
     def iterate() -> None:
         with feedmill.connect([fleet["two"], fake.url], stream="slow", timeout=TIMEOUT) as feed:
             list(feed)
 
-    says = "must serve the same shards|when the feed was opened"
-    with FakeServer(answer) as fake, pytest.raises(feedmill.StreamMismatch, match=says):
+    fake = FakeServer(_other_data("slow"))
+    with fake, pytest.raises(feedmill.StreamMismatch, match="must serve the same shards"):
         iterate()
+
+
+def test_what_ended_a_feed_while_nobody_iterated_is_told_at_the_next_iteration() -> None:
+    """Once. The iteration after that looks for servers again, and goes on if they agree by then."""
+    with FakeServer(honest) as server:
+        with FakeServer(_other_data("train")) as other:
+            feed = feedmill.connect([server.url, other.url], timeout=TIMEOUT)
+            wait_until(lambda: not feed._connection.usable, PROMPT, "the servers are found to differ")
+        with pytest.raises(feedmill.StreamMismatch, match="must serve the same shards"):
+            list(feed)
+        assert len(list(feed)) == len(feed)
+        feed.close()
+
+
+def _other_data(stream: str) -> Callable[[Message, bytes], Sequence[Frames]]:
+    def answer(message: Message, payload: bytes) -> Sequence[Frames]:
+        if isinstance(message, Hello):
+            welcome = replace(WELCOME, stream=stream, catalog="other")
+            return [frames(welcome, COUNTS.astype("<u4").tobytes())]
+        return honest(message, payload)
+
+    return answer
 
 
 def _version_two(message: Message, payload: bytes) -> Sequence[Frames]:

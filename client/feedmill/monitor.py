@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from feedmill_protocol.arguments import DAY, seconds
 from feedmill_protocol.errors import UsageError
 
 from .meter import Arrival, Meter
@@ -34,7 +35,6 @@ _SECONDS: Final = 5.0
 
 _EVERY: Final = 1.0
 
-_DAY: Final = 86_400
 """Seconds. Nobody means longer, and the system's clocks take no infinity."""
 
 _JOIN: Final = 1.0
@@ -58,21 +58,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="rates are those of the last S (default: %(default)g)",
     )
-    parser.add_argument(
+    parser.add_argument("--limit", type=float, default=math.inf, metavar="N", help="take N batches a second at most")
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument(
         "--every", type=float, default=_EVERY, metavar="S", help="refresh so often (default: %(default)g)"
     )
-    parser.add_argument("--limit", type=float, default=math.inf, metavar="N", help="take N batches a second at most")
-    parser.add_argument("--once", action="store_true", help="look for --seconds, print, and exit")
+    when.add_argument("--once", action="store_true", help="look for --seconds, print, and exit")
     parser.add_argument("--json", action="store_true", help="print a JSON object, or one on each line")
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch until Ctrl-C, or once."""
-    for option in ("seconds", "every"):
-        if not 0 < getattr(args, option) <= _DAY:
-            raise UsageError(f"--{option} {getattr(args, option):g}: expected more than 0, and a day ({_DAY}) at most")
-    if not args.limit >= 1 / _DAY:
-        raise UsageError(f"--limit {args.limit:g}: expected more than 0, and one batch a day ({1 / _DAY:.2g}) at least")
+    seconds("--seconds", args.seconds, DAY)
+    seconds("--every", args.every, DAY)
+    if not args.limit >= 1 / DAY:
+        raise UsageError(f"--limit {args.limit:g}: expected more than 0, and one batch a day ({1 / DAY:.2g}) at least")
     meter = Meter(args.seconds)
     with open_source(args, prefetch=None) as source:
         if args.once:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.live import Live
 
-from feedmill_protocol.errors import UsageError
+from feedmill_protocol.arguments import DAY, seconds
 
 from .board import board
 from .lookout import Lookout, parse_urls
@@ -31,7 +31,6 @@ __all__ = ["add_arguments", "run"]
 
 _EVERY: Final = 1.0
 
-_DAY: Final = 86_400
 """Seconds. Nobody means longer."""
 
 _WIDE: Final = 160
@@ -53,10 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where servers have their pages, as in http://cpu-{0..3}:9880; a host name with several addresses is as "
         "many servers; http:// may be left out",
     )
-    parser.add_argument(
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument(
         "--every", "--interval", type=float, default=_EVERY, metavar="S", help="refresh so often (default: %(default)g)"
     )
-    parser.add_argument(
+    when.add_argument(
         "--once", action="store_true", help="print how it is now, and exit: with 2 if a server does not answer"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object, or one on each line")
@@ -64,8 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Watch until Ctrl-C, or once."""
-    if not 0 < args.every <= _DAY:
-        raise UsageError(f"--every {args.every:g}: expected more than 0, and a day ({_DAY}) at most")
+    seconds("--every", args.every, DAY)
     lookout = Lookout(parse_urls(args.urls))
     with lookout.looking_up():
         if args.once:

@@ -2,11 +2,14 @@
 
 import math
 from operator import index
-from typing import Any
+from typing import Any, Final
 
 from .errors import UsageError
 
-__all__ = ["integer", "seconds"]
+__all__ = ["DAY", "integer", "seconds"]
+
+DAY: Final = 86_400
+"""In seconds; the longest pause between two looks at something."""
 
 
 def integer(name: str, value: Any, low: int, high: int) -> int:
@@ -23,8 +26,9 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def seconds(name: str, value: Any) -> float:
-    """Return an argument that is a time-out. Raises UsageError unless it is a positive number of seconds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise UsageError(f"{name}={value!r}: expected a positive number of seconds")
+def seconds(name: str, value: Any, most: float = math.inf) -> float:
+    """Return an argument that is a time. Raises UsageError unless it is a positive, finite number up to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= most or math.isinf(value):
+        limit = "" if math.isinf(most) else f", {most:,g} at most"
+        raise UsageError(f"{name}={value!r}: expected a positive number of seconds{limit}")
     return value

@@ -70,8 +70,8 @@ class Server:
     """A server of ``config``. Use it as a context manager: `prepare`, `bind`, `run`.
 
     ``progress`` is told of each stream how far indexing is: its name, shards that are done, all shards. ``handed`` is a
-    descriptor of a pipeline for `feedmill_server.handover`; the only stream then has that one. ``caching`` keeps finished
-    batches for others who may ask for them.
+    descriptor of a pipeline for `feedmill_server.handover`; the only stream then has that one. ``caching`` keeps
+    finished batches for others who may ask for them.
     """
 
     def __init__(

@@ -87,7 +87,8 @@ class SlotPool:
         # A slot of twice the size would waste what others need.
         fitting = [slot for slot in self._free if nbytes <= slot.capacity <= 2 * nbytes + mmap.PAGESIZE]
         if fitting:
-            best = min(reversed(fitting), key=lambda s: s.capacity)  # of equals the last: it is in the processor's cache
+            # Of equals the last: its memory is in the processor's cache.
+            best = min(reversed(fitting), key=lambda s: s.capacity)
             self._free.remove(best)
             return best
         capacity = -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -216,8 +216,8 @@ def test_stat_tells_what_a_trainer_gets(tool: Run, fleet: Fleet, tmp_path: Path)
     [
         (("monitor", "http://a:1"), "'http://a:1': expected tcp://HOST:PORT or ipc://PATH"),
         (("monitor", "tcp://127.0.0.1:9", "--timeout", "0.3"), "no server made progress for 0.3 s"),
-        (("monitor", "tcp://127.0.0.1:9", "--every", "0"), "--every 0: expected more than 0"),
-        (("monitor", "tcp://127.0.0.1:9", "--seconds", "inf"), "--seconds inf: expected more than 0, and a day"),
+        (("monitor", "tcp://127.0.0.1:9", "--every", "0"), "--every=0.0: expected a positive number of seconds"),
+        (("monitor", "tcp://127.0.0.1:9", "--seconds", "inf"), "--seconds=inf: expected a positive number of seconds"),
         (("monitor", "tcp://127.0.0.1:9", "--limit", "nan"), "--limit nan: expected more than 0, and one batch a day"),
         (("monitor", "zsub://127.0.0.1:9", "--timeout", "0.3"), "zsub://127.0.0.1:9: nothing came for 0.3 s"),
         (

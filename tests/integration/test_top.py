@@ -128,7 +128,7 @@ def test_top_says_what_cannot_be_watched(top: Run) -> None:
     """In one line."""
     for args, says in (
         (("tcp://cpu-0:7880",), "'tcp://cpu-0:7880': expected http://HOST:PORT"),
-        (("cpu-0:9880", "--every", "nan"), "--every nan: expected more than 0"),
+        (("cpu-0:9880", "--every", "nan"), "--every=nan: expected a positive number of seconds, 86,400 at most"),
     ):
         done = top(*args)
         assert (done.code, done.stdout) == (2, "")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from feedmill_protocol.arguments import integer, seconds
+from feedmill_protocol.arguments import DAY, integer, seconds
 from feedmill_protocol.errors import UsageError
 
 
@@ -29,3 +29,10 @@ def test_a_time_out_is_a_positive_number_of_seconds(value: Any) -> None:
     assert (seconds("timeout", 1), seconds("timeout", 0.5)) == (1, 0.5)
     with pytest.raises(UsageError, match=r"timeout=.*: expected a positive number of seconds"):
         seconds("timeout", value)
+
+
+def test_a_time_may_have_a_limit() -> None:
+    """Which the error names."""
+    assert seconds("--every", DAY, DAY) == DAY
+    with pytest.raises(UsageError, match=r"--every=86401: expected a positive number of seconds, 86,400 at most"):
+        seconds("--every", DAY + 1, DAY)

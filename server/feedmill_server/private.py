@@ -70,9 +70,8 @@ def _serve(lifeline: Channel, order: int, pipeline: int | None) -> int:
     with suppress(ChannelClosed):
         try:
             lifeline.send("begun")
-            config = _config(order, handed=pipeline is not None)
-            # One trainer asks for nothing twice: what it has taken makes room.
-            with shown("indexing") as progress, hosted(config, progress, pipeline, caching=False) as server:
+            config, caching = _config(order, handed=pipeline is not None)
+            with shown("indexing") as progress, hosted(config, progress, pipeline, caching=caching) as server:
                 server.prepare()
                 _bind(server, lifeline)
                 server.run()
@@ -94,8 +93,11 @@ def _end_with(lifeline: Channel, trainer: int) -> NoReturn:
     os._exit(0)
 
 
-def _config(order: int, *, handed: bool) -> ServerConfig:
-    """Return the configuration that the trainer asks for. The environment has no say: the call says it all."""
+def _config(order: int, *, handed: bool) -> tuple[ServerConfig, bool]:
+    """Return the configuration that the trainer asks for, and whether batches are kept for it that it has had.
+
+    The environment has no say: the call says it all.
+    """
     with os.fdopen(order, "rb") as file:
         file.seek(0)
         given: dict[str, Any] = msgpack.unpackb(file.read())
@@ -108,7 +110,7 @@ def _config(order: int, *, handed: bool) -> ServerConfig:
             f"pipeline={pipeline!r}: expected a Pipeline, FILE.py:NAME, module:NAME or a preset; presets are {presets}"
         )
     stream["preset" if pipeline in PRESETS else "pipeline"] = pipeline
-    return ServerConfig.merge(given, stream, {})
+    return ServerConfig.merge(given, stream, {}), "memory" in given
 
 
 def _said_here(text: str) -> str:

@@ -1,6 +1,7 @@
 """`feedmill.local`: a private server gives what a remote one gives, takes any pipeline, and says what is wrong."""
 
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -67,6 +68,29 @@ def test_a_pipeline_may_be_made_of_lambdas_and_closures(numbers: Path) -> None:
     with feedmill.local(Pipeline("cls", transforms=[times(2)], batch_size=8), numbers, workers=1) as feed:
         assert len(feed) == 3
         assert values(feed) == [2 * n for n in range(20)]
+
+
+@pytest.mark.parametrize("memory", [None, "1MB"])
+def test_batches_are_kept_for_another_iteration_of_their_epoch_if_there_is_memory_for_that(
+    tmp_path: Path, numbers: Path, memory: str | None
+) -> None:
+    """Otherwise they are made again, the same ones."""
+    drawn = tmp_path / "drawn"
+
+    def draw(value: int) -> torch.Tensor:
+        number = random.random()  # says epoch and sample
+        with drawn.open("a") as file:
+            file.write(f"{number}\n")
+        return torch.tensor(number, dtype=torch.float64)
+
+    pipeline = Pipeline("cls", transforms=[draw], batch_size=4)
+    with feedmill.local(pipeline, numbers, workers=1, memory=memory, prefetch=1, timeout=TIMEOUT) as feed:
+        first = torch.cat([batch for (batch,) in feed])
+        feed.set_epoch(0)
+        assert torch.equal(torch.cat([batch for (batch,) in feed]), first)
+    epoch = set(first.tolist())  # what is asked ahead of the next one may be made twice
+    made = sum(float(line) in epoch for line in drawn.read_text().splitlines())
+    assert made == 20 if memory else made > 20
 
 
 SCRIPT = """

@@ -109,6 +109,11 @@ FIGURES: Final = (
         "from the server's cache, of bare pyzmq on the same frames",
         *(_over("feedmill-cached:uint8", "raw-zmq"), "{:.0%}", 0.80, 0.95, True),
     ),
+    Figure(
+        "images/s per core of `bake` → `serve`, times those of the originals: npy",
+        *(_ratio(_of("baked", "originals_us"), _of("baked", "npy_us")), "{:.1f}x", 5, None, True),
+    ),
+    Figure("the same: ten", _ratio(_of("baked", "originals_us"), _of("baked", "ten_us")), "{:.1f}x", 5, at_least=True),
     Figure("server memory for each further worker", _of("service-costs", "worker_mb"), "{:.0f} MB", 120),
     Figure("client memory beyond `prefetch`", _of("service-costs", "client_batches"), "{:.1f} batches", 3),
     Figure("first batch after the server is ready", _of("service-costs", "first_batch_s"), "{:.2f} s", 0.5),

@@ -79,6 +79,7 @@ CONTENDERS: Final = (
     ),
     Contender("raw-zmq", "contenders.raw_zmq", "bare pyzmq, the same frames", "uint8", competes=False),
     Contender("service-costs", "contenders.service_costs", competes=False),
+    Contender("baked", "contenders.baked", competes=False),
     Contender("micro-images", "micro.images", competes=False),
     Contender("micro-wire", "micro.wire", competes=False),
     Contender("micro-plan", "micro.planning", competes=False),

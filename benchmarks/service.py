@@ -22,12 +22,16 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def serving(shards: Sequence[str], *options: str, workers: int) -> Iterator[Running]:
-    """Serve ImageNet's training pipeline while the block runs. Raises RuntimeError with the log if it does not come up.
+def serving(
+    shards: Sequence[str], *options: str, workers: int, pipeline: Sequence[str] = ("--preset", "imagenet-train")
+) -> Iterator[Running]:
+    """Serve ImageNet's training pipeline, or the one that options name, while the block runs.
+
+    Raises RuntimeError with the log if the server does not come up.
 
     Indexes are kept beside the shards, or in the user's cache, as for anybody.
     """
-    command = [sys.executable, "-m", "feedmill", "serve", *shards, "--preset", "imagenet-train"]
+    command = [sys.executable, "-m", "feedmill", "serve", *shards, *pipeline]
     command += ["--bind", "tcp://127.0.0.1:*", "--workers", str(workers), *options]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment())

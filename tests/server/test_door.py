@@ -118,3 +118,32 @@ def test_a_message_that_is_too_long_is_not_handed_on(house: House) -> None:
     long.sendall(message([b""] * 10_000) + message([b"hello"]))
     wait_until(lambda: house.door.receive() or is_cut(long), 5, "it is cut")
     assert house.hear(short)
+
+
+def test_whoever_comes_waits_while_much_is_left_of_those_who_have_gone(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that come, leave something, and go, one after the other, hold no more memory than those that stay."""
+    monkeypatch.setattr("feedmill_server.door._LEFT", 100_000)
+    leaver = house.come()
+    house.shake_hands(leaver)
+    leaver.sendall(message([bytes(60_000)]) * 2)
+    leaver.close()
+
+    def is_gone() -> bool:
+        house.door.look(house.now)
+        return house.door._inflow.left > 100_000
+
+    wait_until(is_gone, 5, "it is seen to have gone")
+    newcomer = house.come()
+    waiting = threading.Thread(target=handshake, args=(newcomer, b"DEALER"))
+    waiting.start()
+    for _ in range(20):
+        house.door.look(house.now)
+        waiting.join(0.01)
+    assert waiting.is_alive(), "it was let in"
+    assert [mail.frames[0].bytes for mail in iter(house.door.receive, None)] == [bytes(60_000)] * 2
+    while waiting.is_alive():  # for five seconds at most
+        house.door.look(house.now)
+        waiting.join(0.01)
+    assert house.hear(newcomer)

@@ -35,8 +35,6 @@ _SECONDS: Final = 5.0
 
 _EVERY: Final = 1.0
 
-"""Seconds. Nobody means longer, and the system's clocks take no infinity."""
-
 _JOIN: Final = 1.0
 """Seconds to wait for a thread that may be writing to a terminal that is stopped."""
 

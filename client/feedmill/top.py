@@ -31,8 +31,6 @@ __all__ = ["add_arguments", "run"]
 
 _EVERY: Final = 1.0
 
-"""Seconds. Nobody means longer."""
-
 _WIDE: Final = 160
 """Characters of a line where there is no terminal to say."""
 

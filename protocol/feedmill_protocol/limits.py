@@ -33,8 +33,8 @@ RANK: Final = 8
 CHANNELS: Final = 8
 """Channels that a client may be asked to finish: pictures have at most 4, and the numbers must fit a header."""
 
-SHARDS: Final = 16_000_000
-"""Shards of a stream: 64 MB of counts. A million shards of a thousand samples is a billion samples."""
+SHARDS: Final = 2_000_000
+"""Shards of a stream: 8 MB of counts. A million shards of a thousand samples is a billion samples."""
 
 SHARD_SAMPLES: Final = 2**32 - 1
 """Samples of a shard, and the largest index: spans are 32-bit integers."""

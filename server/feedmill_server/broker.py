@@ -96,7 +96,7 @@ class Broker(Generic[M]):
         self.newest: Build[M] | None = None  # the batch that was finished last; it has a slot while it is in the cache
         self.draining = False
         self._streams = {stream.name: stream for stream in streams}
-        self._counts = {stream.name: stream.counts.astype("<u4").tobytes() for stream in streams}  # 64 MB at worst
+        self._counts = {stream.name: stream.counts.astype("<u4").tobytes() for stream in streams}  # 8 MB each at worst
         self._pool = pool
         self._server, self._boot, self._workers = server, boot, workers
         self._caching = caching

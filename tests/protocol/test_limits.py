@@ -17,7 +17,7 @@ def test_a_block_holds_the_pictures_that_its_reason_names() -> None:
 def test_the_other_payloads_are_smaller_than_a_batchs() -> None:
     """Spans, counts and keys are as large as their reasons say."""
     assert limits.BATCH_SAMPLES * SPAN_BYTES == 768 * 1024
-    assert limits.SHARDS * 4 == 64_000_000
+    assert limits.SHARDS * 4 == 8_000_000
     assert limits.KEYS_BYTES == 1024 * limits.BATCH_SAMPLES
     assert limits.KEYS_BYTES < limits.BLOCK_BYTES
 

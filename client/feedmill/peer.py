@@ -126,6 +126,7 @@ class Peer:
                 self.backlog.clear()
                 self._lost_at = now
                 inflow.closed(self.fd)
+                self.fd = -1  # it may be another connection's from now on
                 yield False
             else:
                 self._lost_at = inf

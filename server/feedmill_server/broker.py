@@ -15,7 +15,7 @@ workers and sends its replies. Rules that bind this file:
   bad.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic
@@ -65,7 +65,6 @@ for 256 samples in random order have so many."""
 @dataclass(slots=True)
 class _Client(Generic[M]):
     heard: float
-    unsent: int = 0  # bytes of batches that are on their way to it
     queue: deque[Build[M]] = field(default_factory=deque)
     open: dict[tuple[int, int], Build[M]] = field(default_factory=dict)
 
@@ -101,6 +100,7 @@ class Broker(Generic[M]):
         self._server, self._boot, self._workers = server, boot, workers
         self._caching = caching
         self._clients: OrderedDict[bytes, _Client[M]] = OrderedDict()  # whose turn it is comes first
+        self._unsent: Counter[bytes] = Counter()  # bytes of batches on their way, also to clients that said goodbye
         self._builds: OrderedDict[BuildName, Build[M]] = OrderedDict()  # the least recently wanted first
         self._spans = 0  # of all builds
         self._building: deque[Build[M]] = deque()
@@ -158,8 +158,9 @@ class Broker(Generic[M]):
         """Take note that a reply has left: its slot is pinned no more."""
         if reply.slot is not None:
             reply.slot.pins -= 1
-            if known := self._clients.get(reply.client):
-                known.unsent -= reply.message.payload_bytes
+            self._unsent[reply.client] -= reply.message.payload_bytes
+            if not self._unsent[reply.client]:
+                del self._unsent[reply.client]
 
     @property
     def clients(self) -> int:
@@ -179,7 +180,7 @@ class Broker(Generic[M]):
 
     def demand(self) -> list[tuple[bytes, int, int]]:
         """Return, for each client, how many of its requests are unanswered, and how many bytes are on their way."""
-        return [(client, len(known.open), known.unsent) for client, known in self._clients.items()]
+        return [(client, len(known.open), self._unsent[client]) for client, known in self._clients.items()]
 
     def _pong(self) -> Pong:
         in_hand = [len(works) for works in self._assigned.values() if works]
@@ -276,7 +277,9 @@ class Broker(Generic[M]):
         if build.waiters:
             if build in known.queue:  # somebody else still wants it
                 known.queue.remove(build)
-                self._clients[next(iter(build.waiters))[0]].queue.append(build)
+                heir = self._clients[next(iter(build.waiters))[0]]
+                queued = {*heir.queue, build}
+                heir.queue = deque(dict.fromkeys(b for b in heir.open.values() if b in queued))  # its oldest first
         elif build in known.queue:
             known.queue.remove(build)
             self._remove(build)
@@ -360,7 +363,8 @@ class Broker(Generic[M]):
     def _begin(self) -> bool:
         """Begin the next build: the oldest request of the client whose turn it is."""
         for client, known in self._clients.items():
-            if not known.queue or (len(self._clients) > 1 and known.unsent * len(self._clients) > self._pool.max_bytes):
+            has_its_share = self._unsent[client] * len(self._clients) > self._pool.max_bytes
+            if not known.queue or (has_its_share and len(self._clients) > 1):
                 continue
             build = known.queue[0]
             build.slot = self._take(build.nbytes)
@@ -449,7 +453,7 @@ class Broker(Generic[M]):
                 skipped=tuple(self._skipped(build, b) for b in build.bad[: limits.SKIPPED]),
             )
             del self._clients[client].open[epoch, batch]
-            self._clients[client].unsent += message.payload_bytes
+            self._unsent[client] += message.payload_bytes
             self._reply(client, message, build.slot, trailer, build.checksum)
             self.tally.batches += 1
             self.tally.samples += len(build.keys)

@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn
@@ -141,18 +141,34 @@ def _serve(control: Channel, mills: Sequence[Mill], memory: int | None) -> None:
                     if other == number:
                         signal.pidfd_send_signal(pidfd, *signum)
                 continue
-            parent = os.getpid()
-            if not (pid := os.fork()):
-                control.close()
-                for other in children:
-                    os.close(other)
-                channel, watch = ends
-                _be_worker(channel, watch, mills, memory, parent)
+            try:
+                pid = _fork(control, children, ends, mills, memory)
+            except OSError:  # too many processes or too little memory, which may pass
+                traceback.print_exc()
+                control.send("exited", number, 1)
+            else:
+                pidfd = os.pidfd_open(pid)
+                children[pidfd] = pid, number
+                poll.register(pidfd, select.POLLIN)
             for end in ends:
                 os.close(end)
-            pidfd = os.pidfd_open(pid)
-            children[pidfd] = pid, number
-            poll.register(pidfd, select.POLLIN)
+
+
+def _fork(
+    control: Channel, siblings: Iterable[int], ends: Sequence[int], mills: Sequence[Mill], memory: int | None
+) -> int:
+    """Fork a worker with its ends of a channel and a watch, and without what is ours; return its pid.
+
+    Raises OSError.
+    """
+    parent = os.getpid()
+    if not (pid := os.fork()):
+        control.close()
+        for sibling in siblings:
+            os.close(sibling)
+        channel, watch = ends
+        _be_worker(channel, watch, mills, memory, parent)
+    return pid
 
 
 def _be_worker(end: int, watch_end: int, mills: Sequence[Mill], memory: int | None, parent: int) -> NoReturn:

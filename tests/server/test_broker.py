@@ -382,7 +382,33 @@ def test_asking_for_something_else_under_an_open_number_takes_its_place(scene: S
     assert scene.is_clean()
 
 
+def test_who_joined_a_request_has_it_in_his_own_order_when_the_other_cancels(scene: Scene) -> None:
+    """Oldest first, whoever asked before."""
+    scene.get(ANN, 0, start=0)
+    scene.get(BOB, 0, start=0)
+    scene.get(BOB, 1, start=50)
+    scene.cancel(ANN, 0)
+    begun = [scene.part().samples[0, 1] for _ in range(2)]
+    assert begun == [0, 50]
+
+
 # Memory.
+
+
+def test_what_is_on_its_way_to_a_client_counts_when_it_says_goodbye_and_comes_again() -> None:
+    """It has its share of the memory, however often it says so; and nothing is left when that has left."""
+    scene = Scene(memory=nbytes(16) * 8)
+    scene.get(BOB, 999, start=5)
+    scene.finish()
+    scene.sent()
+    for number in range(20):
+        scene.get(ANN, number, start=number)
+        scene.finish()
+        scene.say(ANN, Bye())
+    assert 4 <= sum(reply.slot is not None for reply in scene.broker.replies) <= 5
+    scene.say(ANN, Ping())
+    scene.sent()
+    assert scene.broker.demand() == [(BOB, 0, 0), (ANN, 0, 0)]
 
 
 def test_the_cache_gives_way_to_new_batches_the_least_recently_wanted_first() -> None:

@@ -56,10 +56,9 @@ KILLS: Final = 2
 """How many workers a sample may cost before it is called bad: one may have been lost to something else. What comes from
 outside, like SIGKILL, counts half: it may hit twice at the same sample by chance, but hardly four times."""
 
-
 SPANS: Final = 2**24
-"""Spans in the requests of all clients together, 192 MiB; beyond it none may have more than its share. 65,536 requests
-for 256 samples in random order have so many."""
+"""Spans in all requests and in the cache together, 192 MiB; beyond it no client may have more than its share. 65,536
+requests for 256 samples in random order have so many."""
 
 
 @dataclass(slots=True)
@@ -266,7 +265,7 @@ class Broker(Generic[M]):
         if len(known.open) >= limits.OUTSTANDING:
             return f"more than {limits.OUTSTANDING} requests are open"
         if self._spans >= SPANS and known.spans * len(self._clients) >= SPANS:
-            return f"{self._spans:,} spans are in open requests, of {SPANS:,}, and your share of them in yours"
+            return f"{self._spans:,} spans are held, of {SPANS:,}, and your share of them in yours"
         return ""
 
     def _cancel(self, client: bytes, known: _Client[M], key: tuple[int, int]) -> None:

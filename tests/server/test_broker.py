@@ -546,7 +546,7 @@ def test_who_has_requests_of_too_many_spans_is_refused(scene: Scene, monkeypatch
         scene.get(EVE, batch, start=16 * batch)
     assert scene.sent() == []
     scene.get(EVE, 7)
-    reason = "8 spans are in open requests, of 8, and your share of them in yours"
+    reason = "8 spans are held, of 8, and your share of them in yours"
     assert scene.sent() == [(EVE, Reject(code="limit", reason=reason))]
     scene.get(ANN, 1, start=316)
     assert scene.sent() == []

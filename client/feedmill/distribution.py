@@ -82,13 +82,17 @@ class Histogram:
             return
         self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
         self._widen()
-        bins, counts = np.unique(np.floor(np.ldexp(values, -self.exponent)), return_counts=True)
+        bins = np.floor(np.ldexp(values, -self.exponent))
+        bins[values < 0] = np.minimum(bins[values < 0], -1)  # as in _bin
+        bins, counts = np.unique(bins, return_counts=True)
         self.counts.update({int(k): int(n) for k, n in zip(bins, counts, strict=True)})
 
     def bars(self) -> tuple[float, float, list[int]]:
         """Return the lower edge of the first bin, the width of all, and their counts, zeros included."""
         if not self.counts:
             return 0.0, 1.0, []
+        if self._low == self._high == 0:  # bins of any width hold that
+            return 0.0, 1.0, [self.counts[0]]
         first, last = min(self.counts), max(self.counts)
         width = 2.0**self.exponent
         start = max(first * width, -sys.float_info.max)  # the edge below the least float is infinite
@@ -97,9 +101,9 @@ class Histogram:
     def _widen(self) -> None:
         """Choose the narrowest bins that hold everything so far, and bring what was counted into them."""
         largest = max(abs(self._low), abs(self._high))
-        least = math.frexp(largest)[1] - _MANTISSA if largest else 0
+        least = math.frexp(largest)[1] - _MANTISSA if largest else self.exponent
         exponent = max(self.exponent, least, 0 if self.whole else -1074)
-        while math.floor(math.ldexp(self._high, -exponent)) - math.floor(math.ldexp(self._low, -exponent)) >= BINS:
+        while _bin(self._high, exponent) - _bin(self._low, exponent) >= BINS:
             exponent += 1
         shift, self.exponent = exponent - self.exponent, exponent
         if shift:
@@ -107,6 +111,12 @@ class Histogram:
             for k, n in self.counts.items():
                 merged[k >> shift] += n
             self.counts = merged
+
+
+def _bin(number: float, exponent: int) -> int:
+    """Return the bin of a number. One just below 0 is in the bin below it, though scaling may make it 0."""
+    found = math.floor(math.ldexp(number, -exponent))
+    return min(found, -1) if number < 0 else found
 
 
 class Distribution:

@@ -118,8 +118,14 @@ def test_servers_with_different_data_are_told_apart(fleet: Fleet) -> None:
 
 def test_what_ended_a_feed_while_nobody_iterated_is_told_at_the_next_iteration() -> None:
     """Once. The iteration after that looks for servers again, and goes on if they agree by then."""
+
+    def late(message: Message, payload: bytes) -> Sequence[Frames]:
+        if isinstance(message, Hello) and sum(isinstance(heard, Hello) for heard in other.heard) == 1:
+            return []  # the honest one comes first
+        return _other_data("train")(message, payload)
+
     with FakeServer(honest) as server:
-        with FakeServer(_other_data("train")) as other:
+        with FakeServer(late) as other:
             feed = feedmill.connect([server.url, other.url], timeout=TIMEOUT)
             wait_until(lambda: not feed._connection.usable, PROMPT, "the servers are found to differ")
         with pytest.raises(feedmill.StreamMismatch, match="must serve the same shards"):

@@ -21,6 +21,7 @@ import zmq
 from feedmill_protocol import codec, limits
 from feedmill_protocol.errors import (
     Damaged,
+    DataError,
     FeedmillError,
     ProtocolError,
     ServerUnavailable,
@@ -170,9 +171,14 @@ class Connection:
         return self._error is None and not self._closing.is_set()
 
     def complain(self) -> None:
-        """Raise the error that ended the connection, if nobody was told; not that servers are away, which may pass."""
+        """Raise the error that ended the connection, if nobody was told.
+
+        Not that servers are away, which may pass; nor what is wrong with a batch, which may not be wanted any more, and
+        is told again if it is.
+        """
+        passing = (ServerUnavailable, DataError)
         with self._lock:
-            if self._error is not None and not self._told and not isinstance(self._error, ServerUnavailable):
+            if self._error is not None and not self._told and not isinstance(self._error, passing):
                 self._tell(self._error)
 
     def counters(self) -> dict[str, int]:

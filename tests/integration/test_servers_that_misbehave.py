@@ -11,7 +11,7 @@ import zmq
 
 import feedmill
 from feedmill_protocol import codec
-from feedmill_protocol.messages import Batch, Get, Hello, Message, Ping, Reject, Skipped
+from feedmill_protocol.messages import Batch, Fail, Get, Hello, Message, Ping, Reject, Skipped
 from feedmill_protocol.tensors import TensorSpec
 from integration.epochs import TIMEOUT
 from integration.fakes import COUNTS, WELCOME, FakeServer, Frames, batch, block, frames, honest, sealed, silence
@@ -132,6 +132,25 @@ def test_what_ended_a_feed_while_nobody_iterated_is_told_at_the_next_iteration()
             list(feed)
         assert len(list(feed)) == len(feed)
         feed.close()
+
+
+def test_what_is_wrong_with_a_batch_that_nobody_wants_any_more_is_not_told() -> None:
+    """The iteration was left before it came to that batch, and the next epoch has others."""
+
+    def answer(message: Message, payload: bytes) -> Sequence[Frames]:
+        if isinstance(message, Get) and (message.epoch, message.batch) == (0, 2):
+            fail = Fail(epoch=0, batch=2, attempt=message.attempt, retryable=False, reason="bad", shard="s", key="k")
+            return [frames(fail)]
+        return honest(message, payload)
+
+    with FakeServer(answer) as server, feedmill.connect(server.url, timeout=TIMEOUT) as feed:
+        next(iter(feed))
+        wait_until(lambda: not feed._connection.usable, PROMPT, "the bad batch has ended the connection")
+        feed.set_epoch(1)
+        assert len(list(feed)) == len(feed)
+        feed.set_epoch(0)
+        with pytest.raises(feedmill.SampleError):
+            list(feed)
 
 
 def _other_data(stream: str) -> Callable[[Message, bytes], Sequence[Frames]]:

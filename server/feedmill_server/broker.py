@@ -383,12 +383,15 @@ class Broker(Generic[M]):
 
     def _take(self, nbytes: int) -> M | None:
         """Find a slot, at the expense of the cache if need be."""
-        idle = deque(b for b in self._builds.values() if b.done and b.slot and not b.slot.pins)
-        while idle and not self._caching:
-            self._drop(idle.popleft())
+        idle = (b for b in list(self._builds.values()) if b.done and b.slot and not b.slot.pins)
+        if not self._caching:
+            for build in idle:
+                self._drop(build)
         slot = self._pool.take(nbytes)
-        while idle and slot is None:
-            self._drop(idle.popleft())
+        for build in idle:
+            if slot is not None:
+                break
+            self._drop(build)
             slot = self._pool.take(nbytes)
         return slot
 

@@ -82,9 +82,7 @@ class Histogram:
             return
         self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
         self._widen()
-        bins = np.floor(np.ldexp(values, -self.exponent))
-        bins[values < 0] = np.minimum(bins[values < 0], -1)  # as in _bin
-        bins, counts = np.unique(bins, return_counts=True)
+        bins, counts = np.unique(_bins(values, self.exponent), return_counts=True)
         self.counts.update({int(k): int(n) for k, n in zip(bins, counts, strict=True)})
 
     def bars(self) -> tuple[float, float, list[int]]:
@@ -103,7 +101,8 @@ class Histogram:
         largest = max(abs(self._low), abs(self._high))
         least = math.frexp(largest)[1] - _MANTISSA if largest else self.exponent
         exponent = max(self.exponent, least, 0 if self.whole else -1074)
-        while _bin(self._high, exponent) - _bin(self._low, exponent) >= BINS:
+        extremes = np.array([self._low, self._high])
+        while np.ptp(_bins(extremes, exponent)) >= BINS:
             exponent += 1
         shift, self.exponent = exponent - self.exponent, exponent
         if shift:
@@ -113,10 +112,10 @@ class Histogram:
             self.counts = merged
 
 
-def _bin(number: float, exponent: int) -> int:
-    """Return the bin of a number. One just below 0 is in the bin below it, though scaling may make it 0."""
-    found = math.floor(math.ldexp(number, -exponent))
-    return min(found, -1) if number < 0 else found
+def _bins(values: NDArray[np.float64], exponent: int) -> NDArray[np.float64]:
+    """Return the bin of each number. One just below 0 is in the bin below it, though scaling may make it 0."""
+    bins = np.floor(np.ldexp(values, -exponent))
+    return np.where(values < 0, np.minimum(bins, -1), bins)
 
 
 class Distribution:

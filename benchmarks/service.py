@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Running", "serving"]
+__all__ = ["FILL", "IMAGENET", "Running", "serving"]
+
+FILL: Final = 120
+"""Batches until a server's default memory has been written to once: from then on it is as it will be for hours."""
+
+IMAGENET: Final = ("--preset", "imagenet-train")
 
 _STOP_SECONDS: Final = 10.0
 
@@ -23,7 +28,7 @@ class Running(NamedTuple):
 
 @contextmanager
 def serving(
-    shards: Sequence[str], *options: str, workers: int, pipeline: Sequence[str] = ("--preset", "imagenet-train")
+    shards: Sequence[str], *options: str, workers: int, pipeline: Sequence[str] = IMAGENET
 ) -> Iterator[Running]:
     """Serve ImageNet's training pipeline, or the one that options name, while the block runs.
 

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -12,17 +13,14 @@ import feedmill
 from benchmarks import contest, service
 from benchmarks.processes import cpu_seconds, descendants
 
-_WARM_UP = 120
-"""Batches until the server's memory has been written to once."""
-
-_FORMATS = ("npy", "ten", "jpg")
+_FORMATS: Final = ("npy", "ten", "jpg")
 
 
 def main() -> None:
     """Run it: one worker each, which is a core's worth."""
     given = contest.entry()
     torch.set_num_threads(1)
-    figures = {"originals_us": _server_us(given.shards, ("--preset", "imagenet-train"), given)}
+    figures = {"originals_us": _server_us(given.shards, service.IMAGENET, given)}
     with tempfile.TemporaryDirectory(dir=given.cache) as folder:
         for kind in _FORMATS:
             place = Path(folder, kind)
@@ -35,7 +33,7 @@ def main() -> None:
 def _bake(shards: Sequence[str], folder: Path, kind: str) -> None:
     folder.mkdir()
     command = [sys.executable, "-m", "feedmill", "bake", *shards, str(folder / "baked-%06d.tar")]
-    subprocess.run([*command, "--preset", "imagenet-train", "--format", kind], check=True, capture_output=True)
+    subprocess.run([*command, *service.IMAGENET, "--format", kind], check=True, capture_output=True)
 
 
 def _server_us(shards: Sequence[str], pipeline: Sequence[str], given: contest.Entry) -> float:
@@ -45,7 +43,7 @@ def _server_us(shards: Sequence[str], pipeline: Sequence[str], given: contest.En
         feedmill.connect(server.url, dtype=torch.uint8, last="drop") as feed,
     ):
         stream = contest.cycle(feed)
-        for _ in range(_WARM_UP):
+        for _ in range(service.FILL):
             next(stream)
         before, done = cpu_seconds(descendants(server.pid)), 0
         while done < given.images:

@@ -1,14 +1,9 @@
 """feedmill: one server with its workers, one trainer, tcp loopback. Variants: fused, exact."""
 
-from typing import Final
-
 import torch
 
 import feedmill
 from benchmarks import contest, service
-
-_FILL: Final = 120
-"""Batches until a server's default memory has been written to once: from then on it is as it will be for hours."""
 
 
 def main() -> None:
@@ -22,7 +17,7 @@ def main() -> None:
         service.serving(given.shards, *options, "--batch-size", str(given.batch), workers=given.workers) as server,
         feedmill.connect(server.url, dtype=dtype, last="drop") as feed,
     ):
-        contest.measure(contest.cycle(feed), given, warm_up=_FILL)
+        contest.measure(contest.cycle(feed), given, warm_up=service.FILL)
 
 
 if __name__ == "__main__":

@@ -69,10 +69,10 @@ def local(
     batches those that it gets from ``feedmill serve``.
 
     ``workers`` are processes, one for each core if None or 0. ``exact`` runs the pipeline as written. A shard that is
-    given twice is an error unless ``repeated`` says that it should come twice. ``memory`` keeps
-    batches for when the same epoch is iterated over again, and for those that are built and sent: bytes, or a size like
-    ``"8GiB"`` (none are kept, and the others take 1 GiB at most). ``cache`` is a folder for indexes and inflated shards
-    (one beside the shards). A worker that takes longer than ``sample_timeout`` seconds (30) for a sample, or more than
+    given twice is an error unless ``repeated`` says that it should come twice. ``memory`` is for batches that are built
+    and sent, and, if it is given, for keeping them in case an epoch is iterated over again: bytes, or a size like
+    ``"8GiB"`` (otherwise 1 GiB at most, and none are kept). ``cache`` is a folder for indexes and inflated shards (one
+    beside the shards). A worker that takes longer than ``sample_timeout`` seconds (30) for a sample, or more than
     ``worker_memory`` bytes of its own (no limit), is ended, and the sample is bad.
 
     Waits until the shards are indexed. The server ends with the feed or the trainer, whatever way that ends. Raises

@@ -9,7 +9,7 @@ from .errors import UsageError
 __all__ = ["DAY", "integer", "seconds"]
 
 DAY: Final = 86_400
-"""Seconds between two looks at something, at most. Nobody means longer, and the system's clocks take no infinity."""
+"""Seconds: the longest that an option may say. Nobody means longer, and the system's clocks take no infinity."""
 
 
 def integer(name: str, value: Any, low: int, high: int) -> int:

@@ -9,8 +9,8 @@ workers and sends its replies. Rules that bind this file:
   turns, each with its oldest request; one that has more than its share of the memory on its way waits until it has
   taken it.
 * Memory is the limit: a batch is begun when there is a slot for it. Finished batches keep their slots, and are the
-  cache, until another batch needs the memory. Where nobody asks twice, the next batch takes the memory of one that
-  has left, and no more memory than that.
+  cache, until another batch needs the memory. Without a cache, batches that have left give up their slots before the
+  next is begun.
 * What a worker had when it died, or was ended because it hung, is done again; the sample that this happens to twice is
   bad.
 """

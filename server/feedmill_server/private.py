@@ -94,7 +94,7 @@ def _end_with(lifeline: Channel, trainer: int) -> NoReturn:
 
 
 def _config(order: int, *, handed: bool) -> tuple[ServerConfig, bool]:
-    """Return the configuration that the trainer asks for, and whether batches are kept for it that it has had.
+    """Return the configuration that the trainer asks for, and whether batches that it has had are kept for it.
 
     The environment has no say: the call says it all.
     """

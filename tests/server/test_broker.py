@@ -446,6 +446,8 @@ def test_without_a_cache_the_next_batch_takes_the_memory_of_one_that_has_left() 
     scene.finish()
     assert (scene.broker.tally.cache_hits, scene.pool.used) == (0, 2 * nbytes(16))
     scene.broker.sent(on_its_way)
+    scene.sent()
+    assert scene.is_clean()
 
 
 def test_a_client_that_takes_slowly_leaves_the_others_their_share(scene: Scene) -> None:
